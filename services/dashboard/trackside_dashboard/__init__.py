@@ -1,0 +1,1 @@
+"""The dashboard service: shows the truth, and can do no harm."""

@@ -1,0 +1,1 @@
+"""The supervisor service: decides what happens to attempts that end, die or hang."""

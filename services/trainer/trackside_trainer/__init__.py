@@ -1,0 +1,1 @@
+"""The trainer service: runs attempts on this host's slots."""

@@ -1,0 +1,32 @@
+"""Time behind one small protocol, so that decisions can be tested with a hand-moved clock."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """What the library asks of a clock."""
+
+    def monotonic_s(self) -> float:
+        """Seconds that never go backwards; only differences mean anything, and only within one process."""
+
+    def wall_ms(self) -> int:
+        """Milliseconds since the epoch by this machine's clock: for people, never for decisions between hosts."""
+
+    def sleep_s(self, seconds: float) -> None:
+        """Wait `seconds`."""
+
+
+class SystemClock:
+    """The machine's own clocks."""
+
+    def monotonic_s(self) -> float:
+        return time.monotonic()
+
+    def wall_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    def sleep_s(self, seconds: float) -> None:
+        time.sleep(seconds)
