@@ -22,7 +22,9 @@ def new_job_id(name: str | None = None) -> str:
 def check_job_id(value: str) -> str:
     """Return `value` if it is a job id, else raise InvalidJob."""
     if not JOB_ID.fullmatch(value):
-        raise InvalidJob(f"{value[:80]!r} is no job id: use 1 to 64 of a-z, 0-9 and '-', not at either end", value=value)
+        raise InvalidJob(
+            f"{value[:80]!r} is no job id: use 1 to 64 of a-z, 0-9 and '-', not at either end", value=value
+        )
     return value
 
 

@@ -1,0 +1,59 @@
+"""Signs of life: a key with a TTL for people and dashboards, a deadline in a sorted set for the supervisor.
+
+Deadlines are in the server's time, so no two hosts' clocks are ever compared, and they do not rest on expired-key
+events, which come late when many keys have a TTL.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+from trackside.bus import keys
+from trackside.bus.client import Client, now_ms
+from trackside.codec import decode, encode
+from trackside.errors import DecodeError
+from trackside.models import Beat, Role
+
+
+def publish(client: Client, beat: Beat, ttl_s: float) -> None:
+    """Write a beat and move its deadline to `ttl_s` from now."""
+    ttl_ms = int(ttl_s * 1000)
+    now = now_ms(client)
+    with client.pipeline(transaction=False) as pipe:
+        pipe.set(keys.beat(beat.role, beat.name), encode(replace(beat, at_ms=now)), px=ttl_ms)
+        pipe.zadd(keys.DEADLINES, {keys.deadline_member(beat.role, beat.name): now + ttl_ms})
+        pipe.execute()
+
+
+def retire(client: Client, role: Role, name: str) -> None:
+    """Take a process off the books at its orderly end."""
+    with client.pipeline() as pipe:
+        pipe.delete(keys.beat(role, name))
+        pipe.zrem(keys.DEADLINES, keys.deadline_member(role, name))
+        pipe.execute()
+
+
+def deadlines(client: Client) -> tuple[int, dict[str, int]]:
+    """The server's time and every `<role>:<name>` with its deadline, both in ms."""
+    with client.pipeline() as pipe:
+        pipe.time()
+        pipe.zrange(keys.DEADLINES, 0, -1, withscores=True)
+        (seconds, micros), scores = pipe.execute()
+    return seconds * 1000 + micros // 1000, {member.decode(): int(score) for member, score in scores}
+
+
+def read(client: Client) -> dict[str, Beat | None]:
+    """Every known process by `<role>:<name>`; None where its beat has expired or cannot be read."""
+    members = [member.decode() for member in cast(list[bytes], client.zrange(keys.DEADLINES, 0, -1))]
+    if not members:
+        return {}
+    raw = cast(list[bytes | None], client.mget([keys.beat(*member.split(":", 1)) for member in members]))
+    return {member: _decoded(value) for member, value in zip(members, raw, strict=True)}
+
+
+def _decoded(raw: bytes | None) -> Beat | None:
+    try:
+        return None if raw is None else decode(Beat, raw)
+    except DecodeError:
+        return None

@@ -1,0 +1,62 @@
+"""The lease of the leading supervisor: one leads, the others watch, and a stale one's acts are refused.
+
+The lease is a key with a TTL that holds its owner's token. Every act of a supervisor watches that key in the same
+transaction, so one that was paused past its lease finds its transaction refused, however late it wakes.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import cast
+
+from trackside.bus import keys
+from trackside.bus.client import Client, Pipeline, WatchError
+from trackside.errors import Conflict
+
+
+class Lease:
+    """The leader's lease as one process holds it, or tries to."""
+
+    def __init__(self, client: Client, owner: str, ttl_s: float) -> None:
+        self._client = client
+        self._ttl_ms = int(ttl_s * 1000)
+        self._token = f"{owner} {secrets.token_hex(8)}".encode()
+        self.held = False
+
+    def hold(self) -> bool:
+        """Take the lease if it is free, renew it if it is ours; returns whether it is ours now."""
+        with self._client.pipeline() as pipe:
+            pipe.watch(keys.LEADER)
+            owner = cast(bytes | None, pipe.get(keys.LEADER))
+            if owner not in (None, self._token):
+                self.held = False
+                return False
+            pipe.multi()
+            pipe.set(keys.LEADER, self._token, px=self._ttl_ms)
+            try:
+                pipe.execute()
+            except WatchError:
+                self.held = False
+                return False
+        self.held = True
+        return True
+
+    def guard(self, pipe: Pipeline) -> None:
+        """Make `pipe`'s transaction valid only while the lease is ours; raises Conflict if it is not."""
+        pipe.watch(keys.LEADER)
+        if pipe.get(keys.LEADER) != self._token:
+            self.held = False
+            raise Conflict("another supervisor leads now; this one goes on watching")
+
+    def release(self) -> None:
+        """Give the lease back at an orderly stop, so that the next leader need not wait."""
+        with self._client.pipeline() as pipe:
+            pipe.watch(keys.LEADER)
+            if pipe.get(keys.LEADER) == self._token:
+                pipe.multi()
+                pipe.delete(keys.LEADER)
+                try:
+                    pipe.execute()
+                except WatchError:
+                    return
+        self.held = False

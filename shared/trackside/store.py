@@ -1,0 +1,395 @@
+"""The records of jobs and attempts: read here, and written nowhere else.
+
+Every change reads the job under WATCH, decides, and writes record, event and wake-up in one MULTI/EXEC, so that
+state and history cannot part, two writers cannot both win, and no script runs on the server. A change that finds a
+newer attempt raises Fenced; one that is already done does nothing, so a caller who lost the reply may ask again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar, cast
+
+from trackside.bus import keys, streams
+from trackside.bus.client import Client, Pipeline, WatchError, now_ms
+from trackside.bus.leases import Lease
+from trackside.codec import decode_fields, encode_fields
+from trackside.errors import Conflict, DecodeError, Fenced, IllegalTransition, NotFound
+from trackside.models import (
+    Attempt,
+    AttemptState,
+    CheckpointRef,
+    Event,
+    EventKind,
+    Job,
+    JobSpec,
+    JobState,
+    Outcome,
+    Slot,
+)
+
+T = TypeVar("T")
+_TRIES: Final = 50  # of one optimistic change; each loss means that another writer won
+CHECKPOINTS_KEPT: Final = 10  # names on the record; the run decides how many directories it keeps
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """What a decision writes: the new records, the events behind them, and more for the same transaction."""
+
+    job: Job
+    attempt: Attempt | None = None
+    events: tuple[Event, ...] = ()
+    also: Callable[[Pipeline], None] | None = None
+
+
+class Store:
+    """Jobs, attempts and slots on the bus. `by` names the writer in the history (role:name)."""
+
+    def __init__(self, client: Client, *, by: str, lease: Lease | None = None) -> None:
+        self.client = client
+        self._by = by
+        self._lease = lease
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def job(self, job_id: str) -> Job:
+        """The job's record; raises NotFound."""
+        raw = cast(dict[bytes, bytes], self.client.hgetall(keys.job(job_id)))
+        if not raw:
+            raise NotFound(f"no job {job_id!r}: `trackside ls` lists the jobs", job=job_id)
+        return decode_fields(Job, raw)
+
+    def jobs(self, job_ids: Iterable[str]) -> list[Job]:
+        """The records of these jobs; one that is gone or cannot be read is left out."""
+        return _decoded(Job, self._hashes(keys.job(job_id) for job_id in job_ids))
+
+    def job_ids(self, limit: int | None = None) -> list[str]:
+        """Ids of all jobs, newest first."""
+        stop = -1 if limit is None else limit - 1
+        return [raw.decode() for raw in cast(list[bytes], self.client.zrevrange(keys.JOBS, 0, stop))]
+
+    def live_job_ids(self) -> list[str]:
+        """Ids of the jobs not yet in a terminal state."""
+        return sorted(raw.decode() for raw in cast(set[bytes], self.client.smembers(keys.LIVE_JOBS)))
+
+    def attempt(self, job_id: str, number: int) -> Attempt:
+        """The attempt's record; raises NotFound."""
+        raw = cast(dict[bytes, bytes], self.client.hgetall(keys.attempt(job_id, number)))
+        if not raw:
+            raise NotFound(f"job {job_id!r} has no attempt {number}", job=job_id, attempt=number)
+        return decode_fields(Attempt, raw)
+
+    def attempts(self, job: Job) -> list[Attempt]:
+        """All attempts of a job, first to newest."""
+        return _decoded(Attempt, self._hashes(keys.attempt(job.id, n) for n in range(1, job.attempt + 1)))
+
+    def slots(self) -> list[Slot]:
+        """Every registered slot, by id."""
+        ids = sorted(raw.decode() for raw in cast(set[bytes], self.client.smembers(keys.SLOTS)))
+        return _decoded(Slot, self._hashes(keys.slot(slot_id) for slot_id in ids))
+
+    def snapshot(self, sha256: str) -> bytes:
+        """A submitted folder's archive; raises NotFound."""
+        raw = cast(bytes | None, self.client.get(keys.snapshot(sha256)))
+        if raw is None:
+            raise NotFound(f"the snapshot {sha256[:12]} is not on the bus: submit the job again", sha256=sha256)
+        return raw
+
+    # -- what people ask for ---------------------------------------------------------------------------------------
+
+    def submit(self, job_id: str, name: str, spec: JobSpec, snapshot: bytes | None = None) -> Job:
+        """Put a job on the bus, once: the same id again returns what is there."""
+        if snapshot is not None and spec.snapshot is not None:
+            self.client.set(keys.snapshot(spec.snapshot), snapshot, nx=True)
+        key = keys.job(job_id)
+        for _ in range(_TRIES):
+            with self.client.pipeline() as pipe:
+                pipe.watch(key)
+                raw = cast(dict[bytes, bytes], pipe.hgetall(key))
+                if raw:
+                    return decode_fields(Job, raw)
+                now = now_ms(pipe)
+                job = Job(
+                    id=job_id, name=name, state=JobState.QUEUED, spec=spec, created_at_ms=now, changed_at_ms=now,
+                    detail="waits for a free slot",
+                )  # fmt: skip
+                event = Event(
+                    kind=EventKind.SUBMITTED, at_ms=now, job=job_id, new=job.state, by=self._by, cause="submitted"
+                )
+                pipe.multi()
+                pipe.zadd(keys.JOBS, {job_id: now})
+                self._write(pipe, Change(job=job, events=(event,)))
+                try:
+                    pipe.execute()
+                except WatchError:
+                    continue
+                return job
+        raise Conflict(f"job {job_id!r} is being written by others without a pause: try again", job=job_id)
+
+    def cancel(self, job_id: str) -> Job:
+        """Ask for a job's end: at once where nothing runs, else by its worker. A finished job refuses."""
+
+        def decide(job: Job, now: int) -> Change | None:
+            if job.state in (JobState.CANCELLING, JobState.CANCELLED):
+                return None
+            if job.state.terminal:
+                raise IllegalTransition(f"job {job_id!r} has {job.state} already: nothing to cancel", state=job.state)
+            running = job.slot is not None
+            new = JobState.CANCELLING if running else JobState.CANCELLED
+            detail = "stops at the next step" if running else "cancelled before it ran again"
+            return self.moved(job, new, now, cause="cancel requested", detail=detail)
+
+        return self.change(job_id, decide)
+
+    def pause(self, job_id: str) -> Job:
+        """Ask for a pause: at once where nothing runs, else at the next step boundary with a checkpoint."""
+
+        def decide(job: Job, now: int) -> Change | None:
+            if job.state in (JobState.PAUSING, JobState.PAUSED):
+                return None
+            running = job.slot is not None and job.state is JobState.RUNNING
+            if job.slot is not None and not running:
+                raise IllegalTransition(f"job {job_id!r} is {job.state}: try again in a moment", state=job.state)
+            new = JobState.PAUSING if running else JobState.PAUSED
+            detail = "saves at the next step" if running else "paused; `trackside resume` goes on"
+            return self.moved(job, new, now, cause="pause requested", detail=detail)
+
+        return self.change(job_id, decide)
+
+    def resume(self, job_id: str) -> Job:
+        """Let a paused job go on from its newest checkpoint, under the same id."""
+
+        def decide(job: Job, now: int) -> Change | None:
+            if job.state in (JobState.QUEUED, JobState.RUNNING):
+                return None
+            return self.moved(job, JobState.QUEUED, now, cause="resume requested", detail="waits for a free slot")
+
+        return self.change(job_id, decide)
+
+    # -- the life of an attempt ------------------------------------------------------------------------------------
+
+    def assign(self, job_id: str, slot: Slot, push: Callable[[Pipeline, Job], None]) -> Job:
+        """Give a queued job's next attempt to a slot; `push` puts it on that slot's RQ queue in the same transaction.
+
+        Opens the job's streams for the new attempt, which fences every older one.
+        """
+
+        def decide(job: Job, now: int) -> Change | None:
+            if job.state is not JobState.QUEUED or job.slot is not None:
+                return None
+            number = job.attempt + 1
+            new = replace(job, attempt=number, slot=slot.id, retry_at_ms=None, detail=f"given to {slot.id}")
+            attempt = Attempt(
+                job=job_id, number=number, state=AttemptState.ASSIGNED, slot=slot.id, host=slot.host, assigned_at_ms=now
+            )
+            event = self._event(new, EventKind.ASSIGNED, now, cause="slot free", slot=slot.id, host=slot.host)
+
+            def also(pipe: Pipeline) -> None:
+                streams.open_attempt(pipe, job_id, number)
+                push(pipe, new)
+
+            return Change(job=new, attempt=attempt, events=(event,), also=also)
+
+        return self.change(job_id, decide)
+
+    def claim(self, job_id: str, number: int, *, worker_pid: int) -> Job:
+        """The slot's worker takes its attempt: the job runs. Raises Fenced if the attempt is not to run."""
+
+        def decide(job: Job, now: int) -> Change | None:
+            attempt = self._current(job, number)
+            if attempt.state is AttemptState.RUNNING and attempt.worker_pid == worker_pid:
+                return None
+            if attempt.state is not AttemptState.ASSIGNED or job.state.terminal:
+                raise Fenced(f"attempt {number} of {job_id!r} is {attempt.state}, the job {job.state}: not to be run")
+            started = replace(attempt, state=AttemptState.RUNNING, worker_pid=worker_pid, started_at_ms=now)
+            event = self._event(job, EventKind.STARTED, now, slot=attempt.slot, worker_pid=worker_pid)
+            if job.state is not JobState.QUEUED:  # a cancel came in between: the worker sees it at its first look
+                return Change(job=job, attempt=started, events=(event,))
+            changes: dict[str, Any] = {"first_started_at_ms": job.first_started_at_ms or now}
+            change = self.moved(job, JobState.RUNNING, now, cause="worker claimed it", detail=None, **changes)
+            return replace(change, attempt=started, events=(event, *change.events))
+
+        return self.change(job_id, decide)
+
+    def note_attempt(self, job_id: str, number: int, kind: EventKind, cause: str, **facts: Any) -> Job:
+        """Record facts of a running attempt (pid, resumed_from, resumed_step, total_steps) and tell them as an event."""
+
+        def decide(job: Job, now: int) -> Change | None:
+            attempt = self._current(job, number)
+            if attempt.state is AttemptState.ENDED:
+                raise Fenced(f"attempt {number} of {job_id!r} has ended already")
+            known = {name: value for name, value in facts.items() if name in Attempt.__dataclass_fields__}
+            event = self._event(job, kind, now, cause=cause, **facts)
+            return Change(job=job, attempt=replace(attempt, **known), events=(event,))
+
+        return self.change(job_id, decide)
+
+    def accept_checkpoint(self, job_id: str, number: int, checkpoint: CheckpointRef) -> Job:
+        """Make a written checkpoint the one to resume from; a newer one restores the retry budget."""
+
+        def decide(job: Job, now: int) -> Change | None:
+            attempt = self._current(job, number)
+            if any(known.name == checkpoint.name for known in job.checkpoints):
+                return None
+            if attempt.state is AttemptState.ENDED:
+                raise Fenced(f"attempt {number} of {job_id!r} has ended already: its checkpoint is not taken")
+            stamped = replace(checkpoint, at_ms=now)
+            newest = job.checkpoints[0].step if job.checkpoints else 0
+            progress = checkpoint.step > newest
+            kept = tuple(sorted((stamped, *job.checkpoints), key=lambda c: (c.step, c.attempt), reverse=True))
+            new = replace(
+                job,
+                checkpoints=kept[:CHECKPOINTS_KEPT],
+                failures=0 if progress else job.failures,
+                barren=0 if progress else job.barren,
+            )
+            facts = {"name": checkpoint.name, "step": checkpoint.step, "digest": checkpoint.digest}
+            event = self._event(job, EventKind.CHECKPOINT, now, **facts)
+            return Change(job=new, attempt=attempt, events=(event,))
+
+        return self.change(job_id, decide)
+
+    def end_attempt(self, job_id: str, number: int, outcome: Outcome) -> Job:
+        """Close an attempt with its one reason and free its slot; the supervisor decides what comes of the job.
+
+        Ended already: does nothing. A newer attempt is open: raises Fenced.
+        """
+
+        def decide(job: Job, now: int) -> Change | None:
+            attempt = self._current(job, number)
+            if attempt.state is AttemptState.ENDED:
+                return None
+            ran = now - attempt.started_at_ms if attempt.started_at_ms is not None else 0
+            ended = replace(attempt, state=AttemptState.ENDED, ended_at_ms=now, outcome=outcome)
+            new = replace(job, slot=None, reason=outcome.reason, ran_ms=job.ran_ms + ran)
+            facts = {
+                "slot": attempt.slot,
+                "last_step": outcome.last_step,
+                "exit_code": outcome.exit_code,
+                "signal": outcome.signal,
+                "noticed_after_ms": outcome.noticed_after_ms,
+                "detail": outcome.detail,
+            }
+            event = self._event(job, EventKind.ENDED, now, cause=outcome.reason.value, **facts)
+            return Change(job=new, attempt=ended, events=(event,))
+
+        return self.change(job_id, decide)
+
+    # -- slots -----------------------------------------------------------------------------------------------------
+
+    def register_slot(self, slot: Slot) -> None:
+        """Write a slot's record; what people set on it (cordoned) stays."""
+        with self.client.pipeline() as pipe:
+            pipe.watch(keys.slot(slot.id))
+            raw = cast(dict[bytes, bytes], pipe.hgetall(keys.slot(slot.id)))
+            cordoned = decode_fields(Slot, raw).cordoned if raw else slot.cordoned
+            now = now_ms(pipe)
+            pipe.multi()
+            pipe.delete(keys.slot(slot.id))
+            record = replace(slot, registered_at_ms=now, cordoned=cordoned)
+            pipe.hset(keys.slot(slot.id), mapping=cast(Any, encode_fields(record)))
+            pipe.sadd(keys.SLOTS, slot.id)
+            pipe.execute()
+
+    def retire_slot(self, slot_id: str) -> None:
+        """Take a slot off the books at an orderly stop."""
+        with self.client.pipeline() as pipe:
+            pipe.delete(keys.slot(slot_id))
+            pipe.srem(keys.SLOTS, slot_id)
+            pipe.execute()
+
+    # -- the one way to change a job -------------------------------------------------------------------------------
+
+    def change(self, job_id: str, decide: Callable[[Job, int], Change | None]) -> Job:
+        """Read the job under WATCH, ask `decide(job, now_ms)`, write what it returns; None means nothing to do.
+
+        `decide` may run several times, so it must only look. Raises NotFound, or what `decide` raises.
+        """
+        key = keys.job(job_id)
+        for _ in range(_TRIES):
+            with self.client.pipeline() as pipe:
+                if self._lease is not None:
+                    self._lease.guard(pipe)
+                pipe.watch(key)
+                raw = cast(dict[bytes, bytes], pipe.hgetall(key))
+                if not raw:
+                    raise NotFound(f"no job {job_id!r}: `trackside ls` lists the jobs", job=job_id)
+                job = decode_fields(Job, raw)
+                change = decide(job, now_ms(pipe))
+                if change is None:
+                    return job
+                pipe.multi()
+                self._write(pipe, change)
+                try:
+                    pipe.execute()
+                except WatchError:
+                    continue
+                return change.job
+        raise Conflict(f"job {job_id!r} is being written by others without a pause: try again", job=job_id)
+
+    def moved(
+        self, job: Job, state: JobState, now: int, *, cause: str, detail: str | None, inputs: dict[str, Any] | None = None,
+        **fields: Any,
+    ) -> Change:  # fmt: skip
+        """The change that moves a job to `state`; raises IllegalTransition where the state chart has no such move."""
+        if not job.state.may_become(state):
+            raise IllegalTransition(
+                f"job {job.id!r} is {job.state} and cannot become {state}", job=job.id, old=job.state, new=state
+            )
+        ended = {"ended_at_ms": now} if state.terminal else {}
+        new = replace(job, state=state, changed_at_ms=now, detail=detail, **{"retry_at_ms": None, **ended, **fields})
+        data = {name: value for name, value in (inputs or {}).items() if value is not None}
+        event = Event(
+            kind=EventKind.TRANSITION, at_ms=now, job=job.id, attempt=job.attempt or None, cause=cause, old=job.state,
+            new=state, by=self._by, data={**data, **({"detail": detail} if detail else {})},
+        )  # fmt: skip
+        return Change(job=new, events=(event,))
+
+    def _current(self, job: Job, number: int) -> Attempt:
+        if job.attempt != number:
+            raise Fenced(f"attempt {number} of {job.id!r} is fenced: attempt {job.attempt} owns the job", job=job.id)
+        return self.attempt(job.id, number)
+
+    def _event(self, job: Job, kind: EventKind, now: int, *, cause: str | None = None, **data: Any) -> Event:
+        facts = {name: value for name, value in data.items() if value is not None}
+        return Event(
+            kind=kind, at_ms=now, job=job.id, attempt=job.attempt or None, cause=cause, by=self._by, data=facts
+        )
+
+    def _write(self, pipe: Pipeline, change: Change) -> None:
+        job = change.job
+        _replace_hash(pipe, keys.job(job.id), job)
+        if job.state.terminal:
+            pipe.srem(keys.LIVE_JOBS, job.id)
+        else:
+            pipe.sadd(keys.LIVE_JOBS, job.id)
+        if change.attempt is not None:
+            _replace_hash(pipe, keys.attempt(job.id, change.attempt.number), change.attempt)
+        for event in change.events:
+            streams.append_event(pipe, event)
+        if change.also is not None:
+            change.also(pipe)
+
+    def _hashes(self, names: Iterable[str]) -> list[dict[bytes, bytes]]:
+        with self.client.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.hgetall(name)
+            return cast(list[dict[bytes, bytes]], pipe.execute())
+
+
+def _replace_hash(pipe: Pipeline, key: str, record: Job | Attempt) -> None:
+    pipe.delete(key)
+    pipe.hset(key, mapping=cast(Any, encode_fields(record)))
+
+
+def _decoded(kind: type[T], hashes: list[dict[bytes, bytes]]) -> list[T]:
+    found: list[T] = []
+    for raw in hashes:
+        if raw:
+            try:
+                found.append(decode_fields(kind, raw))
+            except DecodeError:
+                continue
+    return found
