@@ -214,7 +214,7 @@ class Store:
         return self.change(job_id, decide)
 
     def note_attempt(self, job_id: str, number: int, kind: EventKind, cause: str, **facts: Any) -> Job:
-        """Record facts of a running attempt (pid, resumed_from, resumed_step, total_steps) and tell them as an event."""
+        """Record facts of a running attempt (pid, resumed_from, total_steps, ...) and tell them as an event."""
 
         def decide(job: Job, now: int) -> Change | None:
             attempt = self._current(job, number)
@@ -245,7 +245,7 @@ class Store:
                 failures=0 if progress else job.failures,
                 barren=0 if progress else job.barren,
             )
-            facts = {"name": checkpoint.name, "step": checkpoint.step, "digest": checkpoint.digest}
+            facts: dict[str, Any] = {"name": checkpoint.name, "step": checkpoint.step, "digest": checkpoint.digest}
             event = self._event(job, EventKind.CHECKPOINT, now, **facts)
             return Change(job=new, attempt=attempt, events=(event,))
 
@@ -330,9 +330,16 @@ class Store:
         raise Conflict(f"job {job_id!r} is being written by others without a pause: try again", job=job_id)
 
     def moved(
-        self, job: Job, state: JobState, now: int, *, cause: str, detail: str | None, inputs: dict[str, Any] | None = None,
+        self,
+        job: Job,
+        state: JobState,
+        now: int,
+        *,
+        cause: str,
+        detail: str | None,
+        inputs: dict[str, Any] | None = None,
         **fields: Any,
-    ) -> Change:  # fmt: skip
+    ) -> Change:
         """The change that moves a job to `state`; raises IllegalTransition where the state chart has no such move."""
         if not job.state.may_become(state):
             raise IllegalTransition(

@@ -64,7 +64,10 @@ class Pipeline(RedisPipeline):
         with bus_errors():
             return super().immediate_execute_command(*args, **options)  # type: ignore[no-untyped-call]  # redis-py's own
 
-    def watch(self, *names: str) -> Any:
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def watch(self, *names: Any) -> Any:
         return super().watch(*names)  # type: ignore[no-untyped-call]  # redis-py's own
 
 
