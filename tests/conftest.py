@@ -1,0 +1,81 @@
+"""Fixtures for all tests: a clean environment, and a real server.
+
+`redis_server` is one server for the session; `bus_urls` gives its URLs, with all data removed first. Tests that stop,
+freeze or kill a server take `own_server`, which is theirs alone. `fresh_home` is a private home with a short path.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from trackside.bus.acl import USERS
+from trackside.errors import ServerError
+from trackside.server import EmbeddedServer, ServerBinary, choose_binary
+
+# May do everything; exists on test servers only, to look behind the scenes and to clean up.
+TESTER_RULES = ("~*", "&*", "+@all")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the person who runs the tests reaches them."""
+    for name in list(os.environ):
+        if name.startswith(("TRACKSIDE_", "RQ_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def server_binary() -> ServerBinary:
+    """The server program; missing on a laptop is a skip, missing in CI a failure."""
+    try:
+        return choose_binary()
+    except ServerError as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+
+
+def _short_home() -> Path:
+    # pytest's own temporary paths are too long for a unix socket.
+    return Path(tempfile.mkdtemp(prefix="ts-"))
+
+
+@pytest.fixture
+def fresh_home() -> Iterator[Path]:
+    """An empty home, removed afterwards."""
+    home = _short_home()
+    yield home
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def redis_server(server_binary: ServerBinary) -> Iterator[EmbeddedServer]:
+    """One server for all tests that do not stop it."""
+    home = _short_home()
+    with EmbeddedServer(home, binary=server_binary, extra_users={"tester": TESTER_RULES}) as server:
+        yield server
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def bus_urls(redis_server: EmbeddedServer) -> Mapping[str, str]:
+    """URL by user (those of `acl.USERS`, and `tester`, who may do everything); the bus is empty."""
+    import redis
+
+    urls = {user: redis_server.url(user) for user in (*USERS, "tester")}
+    with redis.Redis.from_url(urls["tester"]) as client:
+        client.flushall()
+    return urls
+
+
+@pytest.fixture
+def own_server(server_binary: ServerBinary, fresh_home: Path) -> Iterator[EmbeddedServer]:
+    """A server of this test alone, running; it may be stopped, frozen or killed."""
+    with EmbeddedServer(fresh_home, binary=server_binary, extra_users={"tester": TESTER_RULES}) as server:
+        yield server
