@@ -1,0 +1,105 @@
+"""How an attempt ended: from what its code raised to an outcome, an error for people, and an exit code."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from trackside.errors import InvalidJob, StopRequested
+
+EXIT_OK: Final = 0
+EXIT_ERROR: Final = 1
+EXIT_STOPPED: Final = 75  # EX_TEMPFAIL: asked to stop, may go on later
+
+_STOPS: Final = frozenset({"preempted", "paused", "cancelled", "fenced"})
+_OURS: Final = str(Path(__file__).parent)
+_MESSAGE_CHARS: Final = 4_000
+_TRACEBACK_CHARS: Final = 32_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """The end of an attempt as its end line tells it."""
+
+    name: str
+    exit_code: int
+    error: dict[str, Any] | None = None
+
+
+SUCCEEDED: Final = Outcome(name="succeeded", exit_code=EXIT_OK)
+
+
+def of_exception(raised: BaseException) -> Outcome:
+    """What an exception that left the user's code means."""
+    if isinstance(raised, StopRequested):
+        name = raised.reason if raised.reason in _STOPS else "preempted"
+        return Outcome(name=name, exit_code=EXIT_STOPPED)
+    if isinstance(raised, SystemExit):
+        return _of_exit(raised)
+    return Outcome(name=_class_of(raised), exit_code=EXIT_ERROR, error=_error(raised))
+
+
+def _of_exit(raised: SystemExit) -> Outcome:
+    if raised.code is None or raised.code == 0:
+        return SUCCEEDED
+    said = f"the program exited with code {raised.code}" if isinstance(raised.code, int) else str(raised.code)
+    error = {"type": "SystemExit", "message": said[:_MESSAGE_CHARS], "traceback": formatted(raised)}
+    return Outcome(name="user_error", exit_code=EXIT_ERROR, error=error)
+
+
+def _class_of(raised: BaseException) -> str:
+    if isinstance(raised, InvalidJob):
+        return "invalid_job"
+    if isinstance(raised, MemoryError):
+        return "oom_host"
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        # The memory error is a RuntimeError of its own; the accelerator's means that the context is dead for good.
+        if isinstance(raised, torch.OutOfMemoryError):
+            return "oom_gpu"
+        if isinstance(raised, getattr(torch, "AcceleratorError", ())):
+            return "cuda_error"
+    return "user_error"
+
+
+def _error(raised: BaseException) -> dict[str, Any]:
+    kind = type(raised)
+    name = (
+        kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    )
+    return {"type": name, "message": _message(raised)[:_MESSAGE_CHARS], "traceback": formatted(raised)}
+
+
+def _message(raised: BaseException) -> str:
+    try:
+        return str(raised)
+    except Exception as error:  # noqa: BLE001 - a broken __str__ must not hide the failure itself
+        return f"({type(raised).__name__} cannot be shown: {type(error).__name__} in its __str__)"
+
+
+def formatted(raised: BaseException) -> str:
+    """The traceback without the frames that led from our runner to the user's code."""
+    shown = raised.with_traceback(_without_our_head(raised.__traceback__))
+    try:
+        text = "".join(traceback.format_exception(shown))
+    except Exception as error:  # noqa: BLE001 - as above
+        text = f"{type(raised).__name__}: its traceback cannot be shown ({type(error).__name__})\n"
+    if len(text) <= _TRACEBACK_CHARS:
+        return text
+    half = _TRACEBACK_CHARS // 2
+    return f"{text[:half]}\n  ... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
+
+
+def _without_our_head(trace: TracebackType | None) -> TracebackType | None:
+    rest = trace
+    while rest is not None and _is_machinery(rest.tb_frame.f_code.co_filename):
+        rest = rest.tb_next
+    return rest if rest is not None else trace
+
+
+def _is_machinery(filename: str) -> bool:
+    return filename.startswith((_OURS, "<frozen runpy", "<frozen importlib"))

@@ -1,0 +1,155 @@
+"""The control page: 64 bytes of memory that the worker and the attempt share through a file.
+
+    0  magic        1  command, written by the worker      2  completed steps      3  total, -1 unknown
+    4  first step of this attempt, -1 none yet             5  phase                6  last boundary, monotonic ns
+    7  free
+
+Each field is one aligned 64-bit word, so that a reader never sees half a value. Only the worker writes field 1,
+and only the attempt writes the others, so that no lock is needed.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from enum import IntEnum
+from pathlib import Path
+from typing import Final
+
+from trackside.errors import ConfigurationError
+
+SIZE_BYTES: Final = 64
+MAGIC: Final = 0x545253
+_COMMAND, _COMPLETED, _TOTAL, _FIRST, _PHASE, _BOUNDARY = range(1, 7)
+
+
+class Command(IntEnum):
+    """What the worker asks of the attempt; `reason` is the outcome that obeying it leads to."""
+
+    NONE = 0
+    PREEMPT = 1
+    PAUSE = 2
+    CANCEL = 3
+    FENCED = 4
+
+    @property
+    def reason(self) -> str:
+        return ("", "preempted", "paused", "cancelled", "fenced")[self.value]
+
+
+class Phase(IntEnum):
+    """What the attempt is doing; STARTING is also said after the last step: no step loop is active."""
+
+    STARTING = 0
+    STEPPING = 1
+    SAVING = 2
+    ENDED = 3
+
+
+class ControlPage:
+    """One attempt's page, mapped into this process."""
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        self._memory = memory
+        self._words = memoryview(memory).cast("q")
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str]) -> ControlPage:
+        """Write a fresh page at `path` and map it; a page that stood there stays with those who mapped it."""
+        target = Path(path)
+        aside = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+        aside.write_bytes(bytes(SIZE_BYTES))
+        page = cls._map(aside)
+        page._reset()
+        aside.replace(target)
+        return page
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> ControlPage:
+        """Map the page at `path`; raises ConfigurationError when it is none."""
+        page = cls._map(Path(path))
+        if page._words[0] != MAGIC:
+            page.close()
+            raise ConfigurationError(f"{path} is no control page: let the worker create it before the attempt starts")
+        return page
+
+    @classmethod
+    def in_memory(cls) -> ControlPage:
+        """A page of this process alone, for a run outside of a job."""
+        page = cls(mmap.mmap(-1, SIZE_BYTES))
+        page._reset()
+        return page
+
+    @classmethod
+    def _map(cls, path: Path) -> ControlPage:
+        with path.open("r+b") as file:
+            if os.fstat(file.fileno()).st_size < SIZE_BYTES:
+                raise ConfigurationError(f"{path} is too short for a control page: let the worker create it")
+            return cls(mmap.mmap(file.fileno(), SIZE_BYTES))
+
+    def _reset(self) -> None:
+        self._words[_TOTAL] = -1
+        self._words[_FIRST] = -1
+        self._words[0] = MAGIC
+
+    def close(self) -> None:
+        """Unmap the page; it must not be used afterwards."""
+        self._words.release()
+        self._memory.close()
+
+    def boundary(self, completed: int) -> None:
+        """Store that `completed` steps are done, now."""
+        words = self._words
+        words[_COMPLETED] = completed
+        words[_BOUNDARY] = time.monotonic_ns()
+
+    @property
+    def command(self) -> Command:
+        """What the worker asks; an unknown word reads as PREEMPT, the stop that loses nothing."""
+        try:
+            return Command(self._words[_COMMAND])
+        except ValueError:
+            return Command.PREEMPT
+
+    @command.setter
+    def command(self, value: Command) -> None:
+        self._words[_COMMAND] = value
+
+    @property
+    def completed(self) -> int:
+        """Steps done, over all attempts."""
+        return self._words[_COMPLETED]
+
+    @property
+    def total(self) -> int | None:
+        """Steps to do; None when the run did not say."""
+        value = self._words[_TOTAL]
+        return None if value < 0 else value
+
+    @total.setter
+    def total(self, value: int | None) -> None:
+        self._words[_TOTAL] = -1 if value is None else value
+
+    @property
+    def first(self) -> int | None:
+        """The first step that this attempt runs; None before its step loop started."""
+        value = self._words[_FIRST]
+        return None if value < 0 else value
+
+    @first.setter
+    def first(self, value: int) -> None:
+        self._words[_FIRST] = value
+
+    @property
+    def phase(self) -> Phase:
+        return Phase(self._words[_PHASE])
+
+    @phase.setter
+    def phase(self, value: Phase) -> None:
+        self._words[_PHASE] = value
+
+    @property
+    def boundary_ns(self) -> int | None:
+        """CLOCK_MONOTONIC at the last boundary, comparable on this host only; None before the first."""
+        return self._words[_BOUNDARY] or None

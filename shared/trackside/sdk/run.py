@@ -1,0 +1,301 @@
+"""The run: what a training script talks to, inside of a job and outside of one.
+
+Inside of a job the runner makes the run before the script starts, and `init` hands it out. Outside, `init` makes a
+run that prints and keeps its checkpoints under `.trackside/`, so that the same script works and resumes by itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextvars import ContextVar
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from trackside.errors import ConfigurationError, NotInJob, StopRequested
+from trackside.sdk.context import AttemptContext, ResumePoint
+from trackside.sdk.journal import JournalWriter, now_ms
+from trackside.sdk.page import Command, ControlPage, Phase
+from trackside.sdk.values import Arriving, Plain, fact, number
+
+if TYPE_CHECKING:
+    from trackside.sdk.checkpointer import Checkpointer
+
+_MAX_ARRIVING: Final = 4096  # records waiting for a GPU; beyond it the oldest is waited for, so that memory is bounded
+_SAVES_FIRST: Final = frozenset({Command.PREEMPT.reason, Command.PAUSE.reason})
+
+_current: ContextVar[Run | None] = ContextVar("trackside_run", default=None)
+_process_run: list[Run] = []  # threads start with an empty context, and they belong to the same run
+
+
+class Sink(Protocol):
+    """Where a run's records go: the journal, or the terminal."""
+
+    def write(self, record: Mapping[str, Any]) -> object: ...
+
+    def metrics(self, step: int, values: Mapping[str, Any], time_ms: int) -> object: ...
+
+    def close(self) -> None: ...
+
+
+class Summary(MutableMapping[str, Any]):
+    """A run's results by name; setting one writes it at once."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._values: dict[str, Any] = {}
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._values[key] = value = fact(key, value)
+        self._sink.write({"k": "summary", "t": now_ms(), "m": {key: value}})
+
+    def __delitem__(self, key: str) -> None:
+        raise TypeError(f"the summary {key!r} is already on record: set it to None instead")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+class Run:
+    """One run of a training script; use `trackside.init()` to get it."""
+
+    def __init__(
+        self,
+        *,
+        id: str,  # noqa: A002 - the attribute's public name
+        attempt: int,
+        name: str,
+        params: Mapping[str, Any],
+        files_dir: Path,
+        checkpoints_dir: Path,
+        sink: Sink,
+        page: ControlPage,
+        resume: tuple[ResumePoint, ...] | None,
+    ) -> None:
+        files_dir.mkdir(parents=True, exist_ok=True)
+        self.id, self.attempt, self.name = id, attempt, name
+        self.params: Mapping[str, Any] = MappingProxyType(dict(params))
+        self.dir = files_dir
+        self.summary: MutableMapping[str, Any] = Summary(sink)
+        self._checkpoints_dir, self._resume = checkpoints_dir, resume
+        self._sink, self._page = sink, page
+        self._step = 0  # the step that is being done, else the last one
+        self._completed = 0
+        self._in_step = False
+        self._looping = False
+        self._loop_used = False
+        self._asked_to_stop: str | None = None
+        self._checkpointer: Checkpointer | None = None
+        self._waiting: deque[tuple[int, int, dict[str, Plain | Arriving]]] = deque()
+
+    @classmethod
+    def of_attempt(cls, context: AttemptContext) -> Run:
+        """The run of an attempt, writing to its journal and reading its control page."""
+        return cls(
+            id=context.job,
+            attempt=context.attempt,
+            name=context.name,
+            params=context.params,
+            files_dir=context.files_dir,
+            checkpoints_dir=context.checkpoints_dir,
+            sink=JournalWriter(context.journal),
+            page=ControlPage.open(context.page),
+            resume=context.resume,
+        )
+
+    @property
+    def step(self) -> int:
+        """The step that is being done, else the last one that was; 0 before the first."""
+        return self._step
+
+    def log(self, step: int | None = None, **metrics: Any) -> None:
+        """Record numbers of a step, the present one unless given; returns at once and never fails for a full disk.
+
+        Raises TypeError, naming the key, for what is no number.
+        """
+        values: dict[str, Plain | Arriving] = {}
+        arriving = False
+        for key, value in metrics.items():
+            if type(value) is float and value - value == 0:  # the common case, without a call; false for NaN and inf
+                values[key] = value
+                continue
+            values[key] = found = number(key, value)
+            arriving = arriving or type(found) is Arriving
+        at = self._step if step is None else _whole(step)
+        if arriving or self._waiting:
+            self._waiting.append((at, now_ms(), values))
+            self._write_arrived()
+        else:
+            self._sink.metrics(at, values, now_ms())
+
+    def steps(self, total: int | None = None) -> Iterator[int]:
+        """Yield the steps that are left, counted from 1, up to `total` or without end.
+
+        Between two steps progress is told, a due checkpoint saved, and a request to stop obeyed. One loop a run.
+        """
+        if total is not None and _whole(total) < 0:
+            raise ValueError(f"total is {total}: give the number of steps, 0 or more")
+        if self._loop_used:
+            raise ConfigurationError(
+                "run.steps was used before: train in one loop, so that a resume knows where it was"
+            )
+        self._loop_used = True
+        return self._steps(total)
+
+    def checkpointer(self, *, every: int | None = 100, keep: int = 3, **parts: Any) -> Checkpointer:
+        """Save `parts` each `every` steps, at a stop and after the last step; restores what is there at once.
+
+        Parts have state_dict and load_state_dict, or are torch generators. The newest `keep` checkpoints are kept.
+        """
+        from trackside.sdk.checkpointer import Checkpointer
+        from trackside.sdk.checkpoints import CheckpointStore
+
+        if self._checkpointer is not None:
+            raise ConfigurationError("this run has a checkpointer: pass all parts to one")
+        if self._loop_used:
+            raise ConfigurationError("make the checkpointer before run.steps, so that the first step is known")
+        made = Checkpointer(
+            CheckpointStore(self._checkpoints_dir, self.attempt),
+            parts,
+            every=every,
+            keep=keep,
+            resume=self._resume,
+            emit=self._sink.write,
+        )
+        made.bind(lambda: None if self._in_step else self._completed)
+        self._step = self._completed = made.step
+        self._checkpointer = made
+        return made
+
+    def request_stop(self, reason: str) -> None:
+        """Stop at the next boundary; raises StopRequested at once when no step loop is active. For signal handlers."""
+        self._asked_to_stop = reason
+        if not self._looping:
+            raise StopRequested(reason)
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Write a record of any kind; for the runner."""
+        self._sink.write(record)
+
+    def flush(self) -> None:
+        """Write what still waits for a GPU, waiting for it."""
+        while self._waiting:
+            self._write_first()
+
+    def close(self) -> None:
+        """Flush, and close the journal."""
+        self.flush()
+        self._sink.close()
+
+    def _steps(self, total: int | None) -> Iterator[int]:
+        page, first = self._page, self._completed + 1
+        page.total, page.first = total, first
+        page.boundary(self._completed)
+        self._sink.write({"k": "begin", "t": now_ms(), "pid": os.getpid(), "total": total, "from": first})
+        self._looping = True
+        page.phase = Phase.STEPPING
+        try:
+            self._obey()
+            if self._checkpointer is not None:
+                self._checkpointer.restore_rng()
+            for step in itertools.count(first) if total is None else range(first, total + 1):
+                self._step = step
+                self._in_step = True
+                yield step
+                self._in_step = False
+                self._boundary(step, last=step == total)
+        finally:
+            self._in_step = self._looping = False
+            page.phase = Phase.STARTING  # what follows, such as a test, has no steps to be judged by
+            self.flush()
+
+    def _boundary(self, step: int, *, last: bool) -> None:
+        """Tell progress, save what is due, obey a command: in this order, so that a stop loses no step."""
+        self._completed = step
+        self._page.boundary(step)
+        if self._waiting:
+            self._write_arrived()
+        checkpointer = self._checkpointer
+        if checkpointer is not None and self._stop_reason() is None and (last or checkpointer.due(step)):
+            self._save(checkpointer)
+        self._obey()
+
+    def _save(self, checkpointer: Checkpointer) -> None:
+        self._page.phase = Phase.SAVING
+        checkpointer.save_step(self._completed)
+        self._page.phase = Phase.STEPPING
+
+    def _stop_reason(self) -> str | None:
+        command = self._page.command
+        return command.reason if command is not Command.NONE else self._asked_to_stop
+
+    def _obey(self) -> None:
+        stop = self._stop_reason()
+        if stop is None:
+            return
+        if stop in _SAVES_FIRST and self._checkpointer is not None and self._completed > 0:
+            self._save(self._checkpointer)
+        raise StopRequested(stop)
+
+    def _write_arrived(self) -> None:
+        waiting = self._waiting
+        while waiting and (
+            len(waiting) > _MAX_ARRIVING
+            or all(value.here() for value in waiting[0][2].values() if type(value) is Arriving)
+        ):
+            self._write_first()
+
+    def _write_first(self) -> None:
+        step, time_ms, values = self._waiting.popleft()
+        here = {key: value.get() if isinstance(value, Arriving) else value for key, value in values.items()}
+        self._sink.metrics(step, here, time_ms)
+
+
+def _whole(step: int) -> int:
+    try:
+        return step.__index__()
+    except AttributeError:
+        raise TypeError(f"a step is a whole number, not a {type(step).__name__}") from None
+
+
+def set_current(run: Run | None) -> None:
+    """Make `run` the one that `init` and `log` find, in every thread of this process."""
+    _process_run[:] = [] if run is None else [run]
+    _current.set(run)
+
+
+def _find() -> Run | None:
+    return _current.get() or (_process_run[0] if _process_run else None)
+
+
+def init(*, name: str | None = None, params: Mapping[str, Any] | None = None) -> Run:
+    """The current run: in a job the attempt's, whatever the arguments; a second call returns it again."""
+    run = _find()
+    if run is None:
+        from trackside.sdk.local import local_run
+
+        run = local_run(name, params or {})
+        set_current(run)
+    return run
+
+
+def current_run() -> Run:
+    """The current run; raises NotInJob outside of a job before `trackside.init()`."""
+    run = _find()
+    if run is None:
+        raise NotInJob("there is no current run: call trackside.init() first")
+    return run
+
+
+def log(step: int | None = None, **metrics: Any) -> None:
+    """`current_run().log(...)`."""
+    current_run().log(step, **metrics)

@@ -1,0 +1,188 @@
+"""Runs one attempt: from its context to its end line.
+
+    1. the process is made ready: threads, GPU, directory, output, signals, crash dumps;
+    2. the user's program runs as `__main__`, or its function is called;
+    3. non-daemon threads are joined and atexit handlers run, as at any interpreter's end;
+    4. the end line is written, last of all: without one, the worker knows that the process died on the way.
+
+`python -m trackside.sdk.runner` does this in a fresh interpreter (TRACKSIDE_ATTEMPT names the attempt file);
+`run_attempt` does it in a child that the worker forked. Signals of ours: SIGTERM asks to stop, SIGINT is ignored since
+the worker owns the stop (a Ctrl-C in a terminal reaches both), SIGUSR2 dumps all stacks; SIGUSR1 is left to libraries.
+"""
+
+from __future__ import annotations
+
+import atexit
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import IO, Any, Final
+
+from trackside.errors import ConfigurationError, StopRequested
+from trackside.sdk import outcome, program
+from trackside.sdk.context import ENVIRONMENT, AttemptContext
+from trackside.sdk.journal import now_ms
+from trackside.sdk.outcome import Outcome
+from trackside.sdk.page import Command, ControlPage, Phase
+from trackside.sdk.run import Run, set_current
+
+STACKS_FILE: Final = "stacks.txt"
+_THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def run_attempt(context: AttemptContext, *, forked: bool = True) -> int:
+    """Run the attempt in this process and return the exit code; the caller then leaves by `os._exit`."""
+    if forked:
+        _forget_the_parent()
+    page = ControlPage.open(context.page)
+    run = Run.of_attempt(context)
+    set_current(run)
+    stacks = _prepare(context)
+    _take_signals(run, page)
+    ended = _call(context)
+    ended = _finish(ended)
+    # From here on a stop request changes nothing: the outcome is known.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _write_end(run, page, ended)
+    stacks.flush()
+    _flush_output()
+    return ended.exit_code
+
+
+def main() -> int:
+    """Run the attempt that the environment names, in a fresh interpreter."""
+    path = os.environ.get(ENVIRONMENT)
+    if not path:
+        print(f"{ENVIRONMENT} is not set: the worker sets it to the attempt file", file=sys.stderr)
+        return outcome.EXIT_ERROR
+    try:
+        context = AttemptContext.from_file(path)
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+        return outcome.EXIT_ERROR
+    if sys.path and sys.path[0] in ("", str(Path.cwd())):
+        del sys.path[0]  # the program's folder takes this place
+    ours = str(Path(outcome.__file__).parents[2])
+    if ours not in sys.path:
+        sys.path.append(ours)  # parts of this package are imported later, on first use
+    return run_attempt(context, forked=False)
+
+
+def _forget_the_parent() -> None:
+    """Drop what a fork inherits and a fresh interpreter would not have."""
+    atexit._clear()
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    logging.getLogger().handlers.clear()
+    logging.getLogger().setLevel(logging.WARNING)
+    atexit.register(logging.shutdown)
+    if "multiprocessing.util" in sys.modules:
+        import multiprocessing.process as mp_process
+        import multiprocessing.util as mp_util
+
+        # The parent's children and finalizers are the parent's: ending them here would kill its processes.
+        mp_process._children.clear()  # type: ignore[attr-defined]
+        mp_util._finalizer_registry.clear()  # type: ignore[attr-defined]
+        atexit.register(mp_util._exit_function)  # type: ignore[attr-defined]
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed()  # else every attempt forked from one parent draws the same numbers
+
+
+def _prepare(context: AttemptContext) -> IO[str]:
+    for name in _THREAD_VARIABLES:
+        os.environ[name] = str(context.threads)
+    os.environ["CUDA_VISIBLE_DEVICES"] = context.gpu_uuid or ""  # a CPU slot owns no GPU, so it sees none
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(context.threads)
+    os.chdir(context.work_dir)
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(line_buffering=True, errors="backslashreplace")
+    stacks = (context.attempt_dir / STACKS_FILE).open("a")
+    faulthandler.enable(file=sys.__stderr__ or stacks, all_threads=True)
+    faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=True, chain=False)
+    return stacks
+
+
+def _take_signals(run: Run, page: ControlPage) -> None:
+    owner = os.getpid()
+
+    def stop(number: int, frame: Any) -> None:
+        del frame
+        if os.getpid() != owner:  # a child that the script forked, such as a loader's worker: it dies as it would
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        command = page.command
+        run.request_stop(command.reason if command is not Command.NONE else Command.PREEMPT.reason)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _call(context: AttemptContext) -> Outcome:
+    try:
+        program.execute(context.program, context.work_dir, context.params)
+    except BaseException as raised:  # noqa: BLE001 - this is the one place where everything ends, stop requests too
+        return _told(outcome.of_exception(raised))
+    return outcome.SUCCEEDED
+
+
+def _told(ended: Outcome) -> Outcome:
+    """Print the error where a script's own traceback would stand."""
+    if ended.error is not None:
+        error = ended.error
+        text = f"{error['message']}\n" if error["type"] == "SystemExit" else error["traceback"]
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        except (OSError, ValueError, AttributeError):
+            pass  # the script closed its stderr; the end line carries the same
+    return ended
+
+
+def _finish(ended: Outcome) -> Outcome:
+    """Join the script's threads and run its atexit handlers; a stop request in between cuts that short."""
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]  # what the interpreter calls at its own end
+        atexit._run_exitfuncs()
+    except StopRequested as stop:
+        return outcome.of_exception(stop) if ended.name == outcome.SUCCEEDED.name else ended
+    except BaseException:  # noqa: BLE001 - the interpreter, too, only prints what an exit handler raises
+        traceback.print_exc()
+    return ended
+
+
+def _write_end(run: Run, page: ControlPage, ended: Outcome) -> None:
+    record = {"k": "end", "t": now_ms(), "outcome": ended.name, "s": page.completed, "error": ended.error}
+    try:
+        run.flush()
+    except Exception as error:  # noqa: BLE001 - after a GPU error the numbers still waiting there are gone
+        print(f"the last metrics were lost: {error}", file=sys.stderr)
+    run.record(record)
+    page.phase = Phase.ENDED
+
+
+def _flush_output() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            continue  # closed by the script
+
+
+if __name__ == "__main__":
+    # Run as the module that others import: `__main__` is about to be the user's program.
+    from trackside.sdk import runner  # noqa: PLW0406 - the copy that is `__main__` goes away
+
+    os._exit(runner.main())

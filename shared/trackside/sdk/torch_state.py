@@ -1,0 +1,144 @@
+"""Training state through torch: parts to files and back, random number generators to tensors and back.
+
+Everything loads with `weights_only=True`, so that reading a checkpoint never runs code out of it. torch is imported
+on first use.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+from trackside.errors import CheckpointError
+from trackside.sdk.checkpoints import HashingFile
+
+_OLDEST: Final = (2, 10)  # before it, weights_only loading could still be made to run code
+_PLAIN: Final = (bool, int, float, str, bytes, type(None))
+
+
+def torch() -> ModuleType:
+    """The torch module; raises CheckpointError when it is missing or too old."""
+    try:
+        import torch as module
+    except ImportError as error:
+        raise CheckpointError("checkpoints need torch: install torch>=2.10 in this environment") from error
+    check_version(module.__version__)
+    return module
+
+
+def check_version(version: str) -> None:
+    """Raise CheckpointError when `version` of torch is too old for checkpoints."""
+    major, minor = version.split(".")[:2]
+    if (int(major), int(minor)) < _OLDEST:
+        raise CheckpointError(f"checkpoints need torch >= 2.10 and this is {version}: install a newer torch")
+
+
+def check_part(name: str, part: Any) -> None:
+    """Raise TypeError unless `part` can be saved and restored."""
+    if _methods(part) is None:
+        raise TypeError(
+            f"checkpointer part {name!r} is a {type(part).__name__}: pass something with state_dict and "
+            "load_state_dict, or a torch.Generator; plain values belong in .extra"
+        )
+
+
+def capture(part: Any) -> Any:
+    """The state of a part."""
+    methods = _methods(part)
+    assert methods is not None  # noqa: S101 - check_part has refused it
+    return getattr(part, methods[0])()
+
+
+def restore(part: Any, state: Any) -> None:
+    """Give a part the state that `capture` returned."""
+    methods = _methods(part)
+    assert methods is not None  # noqa: S101 - check_part has refused it
+    getattr(part, methods[1])(state)
+
+
+def _methods(part: Any) -> tuple[str, str] | None:
+    for pair in (("state_dict", "load_state_dict"), ("get_state", "set_state")):
+        if all(callable(getattr(part, name, None)) for name in pair):
+            return pair
+    return None
+
+
+def writer(state: Any) -> Callable[[HashingFile], None]:
+    """A function that writes `state` as a torch file."""
+    return lambda out: torch().save(state, out)
+
+
+def load(path: Path) -> Any:
+    """Read a torch file onto the CPU without running anything in it; raises CheckpointError when that cannot be."""
+    module = torch()
+    try:
+        return module.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise CheckpointError(
+            f"{path.name} does not load with weights_only=True ({type(error).__name__}: {str(error)[:300]}): "
+            "keep tensors and plain values in the state of that part"
+        ) from error
+
+
+def check_plain(value: Any, where: str) -> None:
+    """Raise TypeError unless `value` is made of plain values, lists, tuples, dicts and tensors."""
+    if isinstance(value, (*_PLAIN, torch().Tensor)):
+        return
+    if type(value) in (list, tuple):
+        for index, item in enumerate(value):
+            check_plain(item, f"{where}[{index}]")
+    elif type(value) is dict:
+        for key, item in value.items():
+            check_plain(key, f"a key of {where}")
+            check_plain(item, f"{where}[{key!r}]")
+    else:
+        raise TypeError(f"{where} is a {type(value).__name__}: keep numbers, text, lists, dicts and tensors there")
+
+
+def capture_rng() -> dict[str, Any]:
+    """The state of every global generator in use: torch's, Python's, numpy's when it is loaded."""
+    module = torch()
+    version, words, gauss = random.getstate()
+    state: dict[str, Any] = {
+        "torch_cpu": module.get_rng_state(),
+        "python": {"version": version, "words": module.tensor(words, dtype=module.int64), "gauss": gauss},
+    }
+    if module.cuda.is_available() and module.cuda.is_initialized():
+        state["torch_cuda"] = module.cuda.get_rng_state_all()
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        kind, keys, position, has_gauss, gauss = numpy.random.get_state(legacy=True)
+        state["numpy"] = {
+            "kind": str(kind),
+            "keys": module.tensor(keys.tolist(), dtype=module.int64),
+            "position": int(position),
+            "has_gauss": int(has_gauss),
+            "gauss": float(gauss),
+        }
+    return state
+
+
+def restore_rng(state: dict[str, Any]) -> list[str]:
+    """Set the generators as `capture_rng` found them; returns, for people, what could not be."""
+    module = torch()
+    left_out = []
+    module.set_rng_state(state["torch_cpu"])
+    python = state["python"]
+    random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
+    cuda = state.get("torch_cuda") or []
+    there = module.cuda.device_count() if cuda and module.cuda.is_available() else 0
+    for index, device_state in enumerate(cuda[:there]):
+        module.cuda.set_rng_state(device_state, index)
+    if len(cuda) != there:
+        left_out.append(f"random state of {len(cuda)} GPUs was saved and {there} are visible")
+    if "numpy" in state:
+        import numpy as np
+
+        numpy = state["numpy"]
+        keys = np.array(numpy["keys"].tolist(), dtype=np.uint32)
+        np.random.set_state((numpy["kind"], keys, numpy["position"], numpy["has_gauss"], numpy["gauss"]))
+    return left_out
