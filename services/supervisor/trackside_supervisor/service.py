@@ -1,0 +1,210 @@
+"""The supervisor's process: hold the lease, look, decide, act, and wait for the next event.
+
+One tick, in order: renew the lease; take in the events since the last look; end attempts that nobody can report any
+more; decide about jobs whose attempt has ended; let backoffs run out; give queued jobs to free slots. Every act is a
+transaction that is refused if the lease is gone or the job has changed, so it may be killed between any two.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from dataclasses import replace
+from types import FrameType
+
+from trackside import logs
+from trackside.bus import beats, streams
+from trackside.bus.client import Client, connect, service_url
+from trackside.bus.leases import Lease
+from trackside.clock import Clock, SystemClock
+from trackside.config import Settings
+from trackside.errors import BusError, Conflict, NotFound, TracksideError
+from trackside.models import ACTIVE, Attempt, AttemptState, Beat, Job, JobState, Role
+from trackside.store import Store
+from trackside_supervisor.actions import Actions
+from trackside_supervisor.placement import free_slots, place
+from trackside_supervisor.watch import Limits, Sight, lost
+
+_RESYNC_S = 1.0  # a full read of the live jobs, in case an event was missed
+
+
+class Supervisor:
+    """The loop around the pure core."""
+
+    def __init__(self, settings: Settings, client: Client, actions_url: str, clock: Clock | None = None) -> None:
+        self._settings = settings
+        self._client = client
+        self._clock = clock or SystemClock()
+        self._host = settings.host or socket.gethostname()
+        self._name = f"{self._host}-{os.getpid()}"
+        self.lease = Lease(client, self._name, settings.lease_ttl_s)
+        self._store = Store(client, by=f"{Role.SUPERVISOR}:{self._name}", lease=self.lease)
+        self._actions = Actions(self._store, settings, actions_url)
+        self._limits = Limits(
+            margin_ms=int(settings.silent_margin_s * 1000),
+            claim_ms=int((2 * settings.beat_ttl_s + settings.silent_margin_s) * 1000),
+        )
+        self._log = logs.get()
+        self._jobs: dict[str, Job] = {}
+        self._cursor: str | None = None
+        self._started_at_ms = self._clock.wall_ms()
+        self._beat_due_s = self._lease_due_s = self._resync_due_s = 0.0
+        self._last_look_s: float | None = None
+        self._clear_from_s = 0.0
+        self._stop = False
+
+    def stop(self, *_: int | FrameType | None) -> None:
+        """Ask the loop to end; safe in a signal handler."""
+        self._stop = True
+
+    def run(self) -> int:
+        """Work until stopped; returns the exit code."""
+        failures = 0
+        while not self._stop:
+            try:
+                self.tick()
+                failures = 0
+            except BusError as error:
+                failures += 1
+                self._cursor = None  # after a gap everything is read anew
+                if failures == 1:
+                    self._log.warning("bus_lost", error=str(error))
+                self._clock.sleep_s(min(1.0, 0.05 * 2 ** min(failures, 5)))
+        self._retire()
+        return 0
+
+    def tick(self) -> None:
+        """One round; raises BusError when the server does not answer."""
+        now_s = self._clock.monotonic_s()
+        self._notice_gap(now_s)
+        leads = self._renew(now_s)
+        self._beat(now_s, leads)
+        if not leads:
+            self._clock.sleep_s(self._settings.tick_s)
+            self._cursor = None
+            return
+        self._take_in(now_s)
+        sight = self._look()
+        try:
+            self._act(sight)
+        except Conflict as error:
+            self._log.warning("act_refused", error=str(error))
+
+    # -- looking ---------------------------------------------------------------------------------------------------
+
+    def _notice_gap(self, now_s: float) -> None:
+        """Silence is judged only after two TTLs and a margin of unbroken sight: blind is not dead."""
+        last, self._last_look_s = self._last_look_s, now_s
+        if last is None or self._cursor is None or now_s - last > self._settings.beat_ttl_s / 2:
+            self._clear_from_s = now_s + 2 * self._settings.beat_ttl_s + self._settings.silent_margin_s
+
+    def _renew(self, now_s: float) -> bool:
+        if now_s < self._lease_due_s:
+            return self.lease.held
+        self._lease_due_s = now_s + self._settings.lease_ttl_s / 3
+        held_before = self.lease.held
+        if self.lease.hold() and not held_before:
+            self._log.info("leads")
+            self._cursor = None
+        return self.lease.held
+
+    def _beat(self, now_s: float, leads: bool) -> None:
+        if now_s < self._beat_due_s:
+            return
+        self._beat_due_s = now_s + self._settings.beat_s
+        beat = Beat(
+            role=Role.SUPERVISOR, name=self._name, host=self._host, pid=os.getpid(), started_at_ms=self._started_at_ms,
+            at_ms=0, leader=leads,
+        )  # fmt: skip
+        beats.publish(self._client, beat, self._settings.beat_ttl_s)
+
+    def _take_in(self, now_s: float) -> None:
+        """Wait for events at most a tick, then bring the jobs in memory up to date."""
+        if self._cursor is None:
+            self._cursor = streams.newest_event_id(self._client)
+            self._resync_due_s = 0.0
+        wait_s = 0.001 if now_s >= self._resync_due_s else self._settings.tick_s
+        found = streams.read_events(self._client, self._cursor, block_s=wait_s)
+        changed = {event.job for _, event in found if event is not None and event.job is not None}
+        if found:
+            self._cursor = found[-1][0]
+        if now_s >= self._resync_due_s or any(event is None for _, event in found):
+            self._resync_due_s = now_s + _RESYNC_S
+            self._jobs = {job.id: job for job in self._store.jobs(self._store.live_job_ids())}
+        elif changed:
+            self._jobs.update({job.id: job for job in self._store.jobs(changed)})
+            self._jobs = {job_id: job for job_id, job in self._jobs.items() if not job.state.terminal}
+
+    def _look(self) -> Sight:
+        now_ms, deadlines = beats.deadlines(self._client)
+        return Sight(
+            now_ms=now_ms,
+            deadlines=deadlines,
+            beats=beats.read(self._client),
+            clear=self._clock.monotonic_s() >= self._clear_from_s,
+        )
+
+    # -- acting ----------------------------------------------------------------------------------------------------
+
+    def _act(self, sight: Sight) -> None:
+        for job in list(self._jobs.values()):
+            try:
+                self._jobs[job.id] = self._settle(job, sight)
+            except NotFound:
+                self._jobs.pop(job.id, None)
+            except BusError:
+                raise
+            except TracksideError as error:
+                self._log.warning("job_skipped", job=job.id, error=str(error))
+        self._jobs = {job_id: job for job_id, job in self._jobs.items() if not job.state.terminal}
+        self._place(sight)
+
+    def _settle(self, job: Job, sight: Sight) -> Job:
+        """Bring one job as far as this look allows."""
+        if job.state is JobState.WAITING:
+            due = job.retry_at_ms is None or sight.now_ms >= job.retry_at_ms
+            return self._actions.requeue(job) if due else job
+        if job.slot is None and job.state not in ACTIVE:
+            return job
+        attempt = self._store.attempt(job.id, job.attempt)
+        outcome = lost(job, attempt, sight, self._limits)
+        if outcome is not None:
+            job = self._actions.end_lost(job, attempt, outcome)
+            attempt = replace(attempt, state=AttemptState.ENDED, outcome=outcome)
+        if attempt.state is AttemptState.ENDED:
+            return self._actions.conclude(job, attempt, self._previous(attempt))
+        return job
+
+    def _previous(self, attempt: Attempt) -> Attempt | None:
+        return self._store.attempt(attempt.job, attempt.number - 1) if attempt.number > 1 else None
+
+    def _place(self, sight: Sight) -> None:
+        queued = [job for job in self._jobs.values() if job.state is JobState.QUEUED and job.slot is None]
+        if not queued:
+            return
+        alive = {name: beat for name, beat in sight.beats.items() if sight.deadlines.get(name, 0) >= sight.now_ms}
+        free = free_slots(self._store.slots(), self._jobs.values(), alive)
+        for job, slot in place(queued, free):
+            self._jobs[job.id] = self._actions.assign(job, slot)
+
+    def _retire(self) -> None:
+        try:
+            self.lease.release()
+            beats.retire(self._client, Role.SUPERVISOR, self._name)
+        except (BusError, Conflict) as error:
+            self._log.warning("left_without_farewell", error=str(error))
+
+
+def main(settings: Settings) -> int:
+    """Run the supervisor in the foreground until SIGTERM or SIGINT."""
+    logs.configure(settings, role="supervisor")
+    url = service_url(settings)
+    supervisor = Supervisor(settings, connect(url, name="supervisor"), url)
+    signal.signal(signal.SIGTERM, supervisor.stop)
+    signal.signal(signal.SIGINT, supervisor.stop)
+    started = time.monotonic()
+    code = supervisor.run()
+    logs.get().info("stopped", ran_s=round(time.monotonic() - started, 1))
+    return code

@@ -1,0 +1,38 @@
+"""The named tenacity policies: every wait and every limit of tries stands here.
+
+Only what is safe to repeat is retried: reads, writes with a fenced or optimistic key, and connecting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import TypeVar, cast
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from trackside.errors import BusUnavailable
+
+T = TypeVar("T")
+
+
+def backoff_s(failures: int, *, first_s: float, max_s: float) -> float:
+    """Full jitter: a uniform draw from 0 to `first_s` * 2**(failures-1), never above `max_s`; 0 for no failure.
+
+    The jitter and the ceiling are tenacity's (`wait_random_exponential`); it only asks its state for the count.
+    """
+    if failures < 1:
+        return 0.0
+    wait = wait_random_exponential(multiplier=first_s, max=max_s)
+    return float(wait(cast("object", SimpleNamespace(attempt_number=failures))))  # type: ignore[arg-type]  # it reads one field
+
+
+def until_reachable(act: Callable[[], T], *, limit_s: float) -> T:
+    """Repeat `act` while no server answers, with jittered growing waits, for `limit_s` at most; then raise."""
+    policy = Retrying(
+        retry=retry_if_exception_type(BusUnavailable),
+        wait=wait_random_exponential(multiplier=0.05, max=1.0),
+        stop=stop_after_delay(limit_s),
+        reraise=True,
+    )
+    return policy(act)
