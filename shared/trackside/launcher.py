@@ -1,0 +1,377 @@
+"""`trackside up`: one command that starts everything, watches it, restarts what dies, and stops it in order.
+
+Start: lock the home, the embedded server (unless TRACKSIDE_REDIS_URL names one), supervisor, trainer, dashboard.
+Watch: a dead service is started again, at once the first time, then with growing jittered waits.
+Stop:  dashboard, trainer (attempts save at their next step), supervisor, server; then whatever is left below us.
+
+Services get SIGTERM from the kernel if the launcher itself is killed, so nothing outlives it for long.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+from trackside import logs, retry
+from trackside.bus import beats
+from trackside.bus.client import Client, connect, service_url, without_password
+from trackside.config import PREFIX, Settings
+from trackside.errors import BusError, ServerError, TracksideError
+from trackside.homelock import HomeLock
+from trackside.models import Beat, Role
+from trackside.processes import become_subreaper, descendants, die_with_parent, signal_all
+from trackside.secretfiles import write_private
+from trackside.server import EmbeddedServer, url_for
+
+_STOP_MARGIN_S: Final = 5.0  # a service gets its own grace and this before SIGKILL
+_START_LIMIT_S: Final = 60.0
+_RESTART_MAX_S: Final = 30.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ready:
+    """What `up` tells once everything runs."""
+
+    home: Path
+    server: str  # which server, or the given URL without its password
+    rq_url: str | None  # for `rq info --url`; None where the server is not ours
+    dashboard_url: str | None
+
+
+@dataclass(kw_only=True, slots=True)
+class Service:
+    """One service as the launcher sees it."""
+
+    name: str
+    argv: list[str]
+    env: dict[str, str]
+    log_path: Path
+    grace_s: float
+    process: subprocess.Popen[bytes] | None = None
+    pidfd: int = -1
+    deaths_s: list[float] = field(default_factory=list)
+    start_at_s: float = 0.0
+
+    def start(self) -> None:
+        parent = os.getpid()
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.argv, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                preexec_fn=lambda: die_with_parent(signal.SIGTERM, parent),  # noqa: PLW1509 -- we run one thread
+            )  # fmt: skip
+        self.pidfd = os.pidfd_open(self.process.pid)
+
+    def ended(self) -> int | None:
+        """The exit status of a process that has ended since the last look."""
+        if self.process is None or self.process.poll() is None:
+            return None
+        status = self.process.returncode
+        os.close(self.pidfd)
+        self.process, self.pidfd = None, -1
+        return status
+
+
+class Launcher:
+    """Everything of one home, from start to stop."""
+
+    def __init__(self, settings: Settings, *, slots: str, dashboard: bool) -> None:
+        self._settings = settings
+        self._home = settings.home.absolute()
+        self._host = settings.host or socket.gethostname()
+        self._lock = HomeLock(self._home)
+        self._server: EmbeddedServer | None = None
+        self._slots = slots
+        self._port = _free_port(settings.dashboard_host, settings.dashboard_port) if dashboard else None
+        self._services: list[Service] = []
+        self._client: Client | None = None
+        self._signals = 0
+        self._started_at_ms = time.time_ns() // 1_000_000
+        self._beat_due_s = 0.0
+        self._log = logs.get()
+
+    def run(self, on_ready: Callable[[Ready], None]) -> int:
+        """Start, call `on_ready`, watch until SIGINT or SIGTERM, stop; returns the exit code."""
+        self._lock.acquire()
+        become_subreaper()
+        old = [(number, signal.signal(number, self._on_signal)) for number in (signal.SIGINT, signal.SIGTERM)]
+        wake, wake_write = socket.socketpair()
+        for end in (wake, wake_write):
+            end.setblocking(False)
+        signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
+        try:
+            self._start()
+            if self._await_services(wake):
+                on_ready(self._ready())
+                self._watch(wake)
+            return 0
+        finally:
+            self._stop()
+            signal.set_wakeup_fd(-1)
+            wake.close()
+            wake_write.close()
+            for number, handler in old:
+                signal.signal(number, handler)
+            self._lock.release()
+
+    # -- start -----------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        (self._home / "logs").mkdir(parents=True, exist_ok=True)
+        if self._settings.redis_url is None:
+            self._server = EmbeddedServer(self._home)
+            self._server.start().wait_ready(_START_LIMIT_S)
+            url = self._server.url("supervisor")
+        else:
+            url = service_url(self._settings)
+        self._client = connect(url, name="launcher")
+        self._client.ping()
+        grace_s = self._settings.stop_grace_s + _STOP_MARGIN_S
+        self._services = [
+            self._service("supervisor", ["supervisor"], _STOP_MARGIN_S),
+            self._service("trainer", ["trainer", "--slots", self._slots], grace_s),
+        ]
+        if self._port is not None:
+            self._services.append(self._service("dashboard", ["dashboard"], _STOP_MARGIN_S))
+        for service in self._services:
+            service.start()
+
+    def _service(self, name: str, command: list[str], grace_s: float) -> Service:
+        env = _environment(os.environ, self._settings, self._home)
+        if self._server is not None:
+            env[PREFIX + "REDIS_URL"] = without_password(self._server.url(name))
+            env[PREFIX + "REDIS_PASSWORD_FILE"] = str(self._home / "secrets" / name)
+        if self._port is not None:
+            env[PREFIX + "DASHBOARD_PORT"] = str(self._port)
+        argv = [sys.executable, "-m", "trackside", *command]
+        return Service(name=name, argv=argv, env=env, log_path=self._home / "logs" / f"{name}.log", grace_s=grace_s)
+
+    def _await_services(self, wake: socket.socket) -> bool:
+        """Wait until supervisor, workers and dashboard serve; False if a stop was asked for meanwhile."""
+        deadline = time.monotonic() + _START_LIMIT_S
+        while not self._signals:
+            if self._serving():
+                return True
+            for service in self._services:
+                status = service.ended()
+                if status is not None:
+                    raise ServerError(
+                        f"the {service.name} ended with status {status} while starting:\n{_tail(service.log_path)}"
+                    )
+            if time.monotonic() > deadline:
+                raise ServerError(f"not everything served within {_START_LIMIT_S:g} s: see {self._home / 'logs'}")
+            self._pause(wake, 0.05)
+        return False
+
+    def _serving(self) -> bool:
+        assert self._client is not None  # noqa: S101 -- set by _start
+        try:
+            living = {member.split(":")[0] for member, beat in beats.read(self._client).items() if beat is not None}
+        except BusError:
+            return False
+        if not {Role.SUPERVISOR.value, Role.AGENT.value, Role.WORKER.value} <= living:
+            return False
+        return self._port is None or _listens(self._settings.dashboard_host, self._port)
+
+    def _ready(self) -> Ready:
+        if self._server is not None and self._server.binary is not None:
+            binary = self._server.binary
+            server = f"{binary.flavour} {binary.version} ({binary.origin})"
+            rq_url: str | None = self._server.url("operator", tcp=True)
+        else:
+            server, rq_url = without_password(service_url(self._settings)), None
+        dashboard = None if self._port is None else f"http://{self._settings.dashboard_host}:{self._port}"
+        ready = Ready(home=self._home, server=server, rq_url=rq_url, dashboard_url=dashboard)
+        facts = {"pid": os.getpid(), "server": server, "dashboard_url": dashboard}
+        write_private(self._home / "run" / "up.json", json.dumps(facts))
+        return ready
+
+    # -- watch -----------------------------------------------------------------------------------------------------
+
+    def _on_signal(self, *_: int | FrameType | None) -> None:
+        self._signals += 1
+
+    def _watch(self, wake: socket.socket) -> None:
+        while not self._signals:
+            self._watch_server()
+            for service in self._services:
+                self._watch_service(service)
+            self._beat()
+            self._pause(wake, min(self._settings.beat_s / 2, 0.25))
+
+    def _watch_server(self) -> None:
+        if self._server is None or self._server.poll() is None:
+            return
+        self._log.error("server_died", status=self._server.poll())
+        self._server.stop()
+        try:
+            self._server.start().wait_ready(_START_LIMIT_S)
+        except TracksideError as error:
+            self._log.error("server_not_restarted", error=str(error))
+            time.sleep(1.0)
+
+    def _watch_service(self, service: Service) -> None:
+        now_s = time.monotonic()
+        status = service.ended()
+        if status is not None:
+            recent = [at for at in service.deaths_s if now_s - at < self._settings.restart_period_s]
+            service.deaths_s = [*recent, now_s]
+            first_s = self._settings.backoff_first_s / 4
+            wait_s = retry.backoff_s(len(recent), first_s=first_s, max_s=_RESTART_MAX_S)
+            if len(service.deaths_s) > self._settings.restart_intensity:
+                wait_s = _RESTART_MAX_S / self._settings.scale
+                self._log.error("service_keeps_dying", service=service.name, log=str(service.log_path))
+            service.start_at_s = now_s + wait_s
+            self._log.warning("service_died", service=service.name, status=status, restart_in_s=round(wait_s, 2))
+        if service.process is None and now_s >= service.start_at_s:
+            service.start()
+
+    def _beat(self) -> None:
+        now_s = time.monotonic()
+        if now_s < self._beat_due_s or self._client is None:
+            return
+        self._beat_due_s = now_s + self._settings.beat_s
+        children = {service.name: service.process.pid for service in self._services if service.process is not None}
+        if self._server is not None and self._server.pid is not None:
+            children["redis"] = self._server.pid
+        beat = Beat(
+            role=Role.LAUNCHER, name=f"{self._host}-{os.getpid()}", host=self._host, pid=os.getpid(),
+            started_at_ms=self._started_at_ms, at_ms=0, children=children,
+        )  # fmt: skip
+        try:
+            beats.publish(self._client, beat, self._settings.beat_ttl_s)
+        except BusError as error:
+            self._log.warning("beat_missed", error=str(error))
+
+    def _pause(self, wake: socket.socket, seconds: float) -> None:
+        """Sleep, but wake at once for a signal or a service's end."""
+        fds = [wake.fileno(), *(service.pidfd for service in self._services if service.pidfd >= 0)]
+        readable, _, _ = select.select(fds, [], [], seconds)
+        if wake.fileno() in readable:
+            wake.recv(512)
+
+    # -- stop ------------------------------------------------------------------------------------------------------
+
+    def _stop(self) -> None:
+        for service in sorted(self._services, key=lambda each: _STOP_ORDER.index(each.name)):
+            _end(service, hurry=lambda: self._signals > 1)
+        if self._client is not None:
+            try:
+                beats.retire(self._client, Role.LAUNCHER, f"{self._host}-{os.getpid()}")
+            except BusError as error:
+                self._log.warning("left_without_farewell", error=str(error))
+            self._client.close()
+        if self._server is not None:
+            self._server.stop()
+        signal_all(descendants(os.getpid()), signal.SIGKILL)
+        _reap()
+        (self._home / "run" / "up.json").unlink(missing_ok=True)
+
+
+_STOP_ORDER: Final = ("dashboard", "trainer", "supervisor")
+
+
+def up(settings: Settings, *, slots: str, dashboard: bool, on_ready: Callable[[Ready], None]) -> int:
+    """Run everything until stopped. Raises AlreadyRunning for a home in use, ServerError if a part does not start."""
+    logs.configure(settings, role="launcher")
+    return Launcher(settings, slots=slots, dashboard=dashboard).run(on_ready)
+
+
+def down(settings: Settings, *, limit_s: float = 90.0) -> int | None:
+    """Stop what runs for this home and wait for its end; the pid that was stopped, None if nothing ran."""
+    facts = running(settings)
+    if facts is None:
+        return None
+    pid = int(facts["pid"])
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+    ended, _, _ = select.select([pidfd], [], [], limit_s)
+    os.close(pidfd)
+    if not ended:
+        raise ServerError(f"process {pid} did not stop within {limit_s:g} s: look at {settings.home / 'logs'}")
+    return pid
+
+
+def running(settings: Settings) -> dict[str, Any] | None:
+    """What `trackside up` of this home wrote about itself, None if none runs."""
+    try:
+        facts = json.loads((settings.home / "run" / "up.json").read_text(encoding="utf-8"))
+        os.kill(int(facts["pid"]), 0)
+    except (OSError, ValueError, KeyError):
+        return None
+    return dict(facts)
+
+
+def client_url(settings: Settings, user: str, *, tcp: bool = False) -> str:
+    """Where `user` of this home's server connects, or the given server's URL."""
+    return service_url(settings) if settings.redis_url is not None else url_for(settings.home, user, tcp=tcp)
+
+
+def _environment(environ: Mapping[str, str], settings: Settings, home: Path) -> dict[str, str]:
+    env = {name: value for name, value in environ.items() if value or not name.startswith(PREFIX)}
+    env[PREFIX + "HOME"] = str(home)
+    if settings.log_format == "auto":
+        env[PREFIX + "LOG_FORMAT"] = "json"
+    return env
+
+
+def _end(service: Service, *, hurry: Callable[[], bool]) -> None:
+    if service.process is None:
+        return
+    service.process.terminate()
+    deadline = time.monotonic() + service.grace_s
+    while service.process.poll() is None and time.monotonic() < deadline and not hurry():
+        select.select([service.pidfd], [], [], 0.1)
+    if service.process.poll() is None:
+        signal_all([*descendants(service.process.pid), service.process.pid], signal.SIGKILL)
+        service.process.wait()
+    service.ended()
+
+
+def _reap() -> None:
+    """Collect orphans that became ours; those just killed may take a moment."""
+    deadline = time.monotonic() + 2.0
+    while time.monotonic() < deadline:
+        try:
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                time.sleep(0.01)
+        except ChildProcessError:
+            return
+
+
+def _free_port(host: str, wanted: int) -> int:
+    """The wanted port if it is free, else any."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise ServerError(f"no port on {host} can be bound: set TRACKSIDE_DASHBOARD_HOST to an address of this machine")
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=0.2):
+            return True
+    except OSError:
+        return False
+
+
+def _tail(path: Path, lines: int = 20) -> str:
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
