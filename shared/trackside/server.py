@@ -33,11 +33,11 @@ from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import quote
 
-from trackside.bus.acl import USERS, acl_lines, unused_commands
+from trackside.bus.acl import USERS, acl_lines, parse_version, unused_commands
 from trackside.errors import AlreadyRunning, ServerError
 from trackside.homelock import HomeLock
 from trackside.secretfiles import ensure_password, private_dir, read_password, write_private
-from trackside.server_binary import ServerBinary, choose_binary
+from trackside.server_binary import ServerBinary, can_load, choose_binary
 from trackside.server_log import explain
 
 __all__ = ["EmbeddedServer", "HomeLock", "ServerBinary", "choose_binary", "url_for"]
@@ -89,6 +89,7 @@ class EmbeddedServer:
             private_dir(part)
         self._lock_data()
         try:
+            self._check_data(self.binary)
             self.port = self._wanted_port or _free_port(_read_state(self.home).get("port"))
             self._write_config(self.binary)
             self._spawn(self.binary)
@@ -168,6 +169,17 @@ class EmbeddedServer:
             os.close(self._lock_fd)
             self._lock_fd = None
 
+    def _check_data(self, binary: ServerBinary) -> None:
+        """Refuse data of a server that this one cannot read: Redis 6.2 would start empty beside data of 7.0."""
+        state = _read_state(self.home)
+        wrote = parse_version(f"{state.get('flavour')} v={state.get('version')}")
+        data = self.home / "redis"
+        if wrote is not None and any(data.glob("appendonly*")) and not can_load(binary.server, wrote):
+            raise ServerError(
+                f"{binary.path} is {binary.server} and cannot load the data in {data}, which {wrote} wrote: "
+                f"install that one again, or start empty with: mv '{data}' '{data}.old'"
+            )
+
     def _write_config(self, binary: ServerBinary) -> None:
         users = (*USERS, *self._extra_users)
         passwords = {user: ensure_password(self.home / "secrets" / user) for user in users}
@@ -208,6 +220,7 @@ class EmbeddedServer:
                 stderr=fd,
                 env={"LC_ALL": "C"},
                 pass_fds=(self._lock_fd,),
+                umask=0o077,
                 start_new_session=True,  # Ctrl-C is the launcher's: services stop first, then the server
                 preexec_fn=_end_with_parent(),  # noqa: PLW1509 -- two system calls, on names looked up before the fork
             )
@@ -239,6 +252,8 @@ class EmbeddedServer:
         return {
             "program": str(self.binary.path),
             "flavour": self.binary.flavour,
+            # 7.0 and newer keep a directory of files and a manifest
+            "several_files": "yes" if self.binary.server.redis_level >= (7, 0, 0) else "",
             "data": str(self.home / "redis"),
             "log": str(self.log_path),
             "port": str(self.port),

@@ -80,6 +80,13 @@ def read_version(path: Path) -> ServerVersion | None:
     return parse_version(answer.stdout)
 
 
+def can_load(now: ServerVersion, wrote: ServerVersion) -> bool:
+    """Whether a server reads another's files: newer ones of its kind do, and Valkey reads Redis up to 7.2."""
+    if now.flavour == wrote.flavour:
+        return now.version[:2] >= wrote.version[:2]
+    return now.flavour == "valkey" and wrote.version[:2] <= (7, 2)
+
+
 def _system() -> Iterator[Path]:
     for name in _SYSTEM_NAMES:
         found = shutil.which(name)

@@ -64,7 +64,7 @@ _LISTEN: Final = ("subscribe", "unsubscribe")
 _SAY: Final = ("publish",)
 _SERVER_VERSION: Final = ("info", "client|info")  # RQ reads the version from INFO, its own address from CLIENT INFO
 
-_RQ_INFO: Final = ("smembers", "exists", "hgetall", "llen", "zcard", "zrange", "zrangebyscore")
+_RQ_INFO: Final = ("smembers", "exists", "hgetall", "llen", "zcard", "zrange", "zrangebyscore", "multi", "exec")
 _ADMIN: Final = (
     *("info", "time", "dbsize", "shutdown", "config|get", "client|list", "client|info", "memory|stats"),
     *("acl|whoami", "acl|list", "acl|users", "acl|log", "slowlog|get", "slowlog|len"),
