@@ -1,0 +1,293 @@
+"""The store against a real server: one writer wins, nothing is doubled, and the history folds to the present state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import cast
+
+import pytest
+import redis
+
+from trackside.bus import beats, keys, streams
+from trackside.bus.client import Client, Pipeline, connect
+from trackside.bus.leases import Lease
+from trackside.bus.streams import Shipped
+from trackside.errors import BusDenied, BusUnavailable, Conflict, Fenced, IllegalTransition, NotFound
+from trackside.models import (
+    AttemptState,
+    Batch,
+    Beat,
+    CheckpointRef,
+    EventKind,
+    Job,
+    JobSpec,
+    JobState,
+    Outcome,
+    Program,
+    Reason,
+    Role,
+    Slot,
+)
+from trackside.store import Change, Store
+
+SPEC = JobSpec(program=Program(kind="script", target="train.py"))
+SLOT = Slot(id="h-cpu0", host="h", kind="cpu", storage="disk")
+
+
+def a_store(urls: Mapping[str, str], user: str = "supervisor", **more: Lease) -> Store:
+    return Store(connect(urls[user]), by=f"{user}:test", **more)
+
+
+@pytest.fixture
+def store(bus_urls: Mapping[str, str]) -> Store:
+    return a_store(bus_urls)
+
+
+def push_nothing(_: Pipeline, __: Job) -> None:
+    """Stands for RQ, which has its own tests."""
+
+
+def started(store: Store, job_id: str = "j") -> Job:
+    store.submit(job_id, job_id, SPEC)
+    job = store.assign(job_id, SLOT, push_nothing)
+    return store.claim(job_id, job.attempt, worker_pid=10)
+
+
+def ended(store: Store, job: Job, reason: Reason = Reason.KILLED) -> Job:
+    return store.end_attempt(job.id, job.attempt, Outcome(reason=reason))
+
+
+def moved(store: Store, job_id: str, state: JobState) -> Job:
+    return store.change(job_id, lambda job, now: store.moved(job, state, now, cause="test", detail=None))
+
+
+def folded(client: Client, job_id: str) -> JobState | None:
+    state: JobState | None = None
+    for _, event in streams.history(client, job_id):
+        if event.kind is EventKind.TRANSITION:
+            assert event.old is state, "the history has a gap"
+        state = event.new or state
+    return state
+
+
+def a_checkpoint(step: int, attempt: int = 1) -> CheckpointRef:
+    return CheckpointRef(name=f"step-{step}-a{attempt}", step=step, attempt=attempt, digest="d", storage="disk")
+
+
+def test_submitting_twice_makes_one_job(bus_urls: Mapping[str, str]) -> None:
+    submitter = a_store(bus_urls, "submitter")
+    first = submitter.submit("j", "first", SPEC, snapshot=b"tar")
+    assert submitter.submit("j", "second", SPEC) == first
+    assert submitter.job_ids() == submitter.live_job_ids() == ["j"]
+    assert len(list(streams.history(submitter.client, "j"))) == 1
+
+
+def test_a_life_with_one_kill_is_told_and_folds_to_its_state(store: Store) -> None:
+    job = started(store)
+    assert (job.state, job.slot, job.attempt) == (JobState.RUNNING, "h-cpu0", 1)
+    store.accept_checkpoint("j", 1, a_checkpoint(10))
+    assert ended(store, job).slot is None
+    moved(store, "j", JobState.QUEUED)
+    job = store.assign("j", SLOT, push_nothing)
+    job = store.claim("j", 2, worker_pid=11)
+    ended(store, job, Reason.SUCCEEDED)
+    job = moved(store, "j", JobState.SUCCEEDED)
+    assert job.ended_at_ms is not None
+    assert store.live_job_ids() == []
+    assert folded(store.client, "j") is JobState.SUCCEEDED is store.job("j").state
+    reasons = [attempt.outcome.reason for attempt in store.attempts(job) if attempt.outcome]
+    assert reasons == [Reason.KILLED, Reason.SUCCEEDED]
+
+
+def test_every_event_wakes_the_status_channel_with_the_same_bytes(store: Store) -> None:
+    with store.client.pubsub(ignore_subscribe_messages=True) as listener:  # type: ignore[no-untyped-call]  # redis-py's
+        listener.subscribe(keys.STATUS_CHANNEL)
+        listener.get_message(timeout=1)
+        started(store)
+        heard = []
+        while (message := listener.get_message(timeout=0.5)) is not None:
+            heard.append(message["data"])
+    entries = cast(list[tuple[bytes, dict[bytes, bytes]]], store.client.xrange(keys.EVENTS))
+    written = [fields[b"d"] for _, fields in entries]
+    assert heard == written
+    assert len(written) == 4  # submitted, assigned, started, running
+
+
+def test_of_many_who_claim_one_wins(bus_urls: Mapping[str, str]) -> None:
+    store = a_store(bus_urls)
+    store.submit("j", "j", SPEC)
+    store.assign("j", SLOT, push_nothing)
+
+    def claim(pid: int) -> bool:
+        try:
+            a_store(bus_urls, "trainer").claim("j", 1, worker_pid=pid)
+        except Fenced:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(claim, range(100, 116)))
+    assert won.count(True) == 1
+    assert store.attempt("j", 1).worker_pid == 100 + won.index(True)
+
+
+def test_of_many_who_assign_one_attempt_comes_out(bus_urls: Mapping[str, str]) -> None:
+    store = a_store(bus_urls)
+    store.submit("j", "j", SPEC)
+    with ThreadPoolExecutor(8) as pool:
+        jobs = list(pool.map(lambda _: a_store(bus_urls).assign("j", SLOT, push_nothing), range(16)))
+    assert {job.attempt for job in jobs} == {1}
+    assert sum(event.kind is EventKind.ASSIGNED for _, event in streams.history(store.client, "j")) == 1
+
+
+def test_an_attempt_that_has_been_replaced_is_refused_everything(store: Store) -> None:
+    job = started(store)
+    ended(store, job)
+    moved(store, "j", JobState.QUEUED)
+    store.assign("j", SLOT, push_nothing)
+    before = store.job("j")
+    with pytest.raises(Fenced):
+        store.claim("j", 1, worker_pid=10)
+    with pytest.raises(Fenced):
+        store.accept_checkpoint("j", 1, a_checkpoint(99))
+    with pytest.raises(Fenced):
+        store.end_attempt("j", 1, Outcome(reason=Reason.SUCCEEDED))
+    with pytest.raises(Fenced):
+        store.note_attempt("j", 1, EventKind.NOTE, "hello")
+    assert store.job("j") == before
+    assert streams.ship_batch(store.client, "j", 1, 10_000, Batch(steps=(1,), at_ms=(1,))) is Shipped.FENCED
+    assert streams.ship_output(store.client, "j", 1, 10_000, b"x") is Shipped.FENCED
+    assert [number for _, number, _ in streams.batches(store.client, "j")] == []
+
+
+def test_an_attempt_that_has_ended_takes_no_late_checkpoint_and_ends_once(store: Store) -> None:
+    job = started(store)
+    ended(store, job, Reason.LOST)
+    with pytest.raises(Fenced):
+        store.accept_checkpoint("j", 1, a_checkpoint(50))
+    ended(store, job, Reason.SUCCEEDED)
+    outcome = store.attempt("j", 1).outcome
+    assert outcome is not None
+    assert outcome.reason is Reason.LOST
+
+
+def test_an_entry_sent_again_is_taken_once(store: Store) -> None:
+    started(store)
+    batch = Batch(steps=(1, 2), at_ms=(5, 6), series={"loss": (0.5, "NaN")})
+    assert streams.ship_batch(store.client, "j", 1, 120, batch) is Shipped.ACCEPTED
+    assert streams.ship_batch(store.client, "j", 1, 120, batch) is Shipped.ALREADY_THERE
+    assert streams.last_sequence(store.client, keys.metrics("j"), 1) == 120
+    assert [found for _, _, found in streams.batches(store.client, "j")] == [batch]
+    newest = streams.last_batch(store.client, "j")
+    assert newest is not None
+    assert newest[2] == batch
+
+
+def test_a_newer_checkpoint_restores_the_retry_budget_and_an_older_one_does_not(store: Store) -> None:
+    started(store)
+    store.change("j", lambda job, now: Change(job=replace(job, failures=3, barren=2)))
+    newer = store.accept_checkpoint("j", 1, a_checkpoint(20))
+    assert (newer.failures, newer.barren) == (0, 0)
+    store.change("j", lambda job, now: Change(job=replace(job, failures=3, barren=2)))
+    older = store.accept_checkpoint("j", 1, a_checkpoint(10))
+    assert (older.failures, older.barren) == (3, 2)
+    assert [checkpoint.step for checkpoint in older.checkpoints] == [20, 10]
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_cancel_is_at_once_where_nothing_runs_and_asked_for_where_something_does(store: Store, runs: bool) -> None:
+    if runs:
+        started(store)
+    else:
+        store.submit("j", "j", SPEC)
+    wanted = JobState.CANCELLING if runs else JobState.CANCELLED
+    assert store.cancel("j").state is wanted
+    assert store.cancel("j").state is wanted  # a second time changes nothing
+    assert sum(event.new is wanted for _, event in streams.history(store.client, "j")) == 1
+
+
+def test_a_finished_job_refuses_to_be_cancelled_or_paused(store: Store) -> None:
+    ended(store, started(store), Reason.SUCCEEDED)
+    moved(store, "j", JobState.SUCCEEDED)
+    with pytest.raises(IllegalTransition, match="succeeded"):
+        store.cancel("j")
+    with pytest.raises(IllegalTransition):
+        store.pause("j")
+    with pytest.raises(NotFound, match="trackside ls"):
+        store.cancel("nobody")
+
+
+def test_a_paused_job_goes_on_under_its_id(store: Store) -> None:
+    store.submit("j", "j", SPEC)
+    assert store.pause("j").state is JobState.PAUSED
+    assert store.assign("j", SLOT, push_nothing).attempt == 0  # paused: not given to a slot
+    assert store.resume("j").state is JobState.QUEUED
+    assert store.assign("j", SLOT, push_nothing).attempt == 1
+
+
+def test_a_supervisor_that_lost_its_lease_is_refused(bus_urls: Mapping[str, str]) -> None:
+    client = connect(bus_urls["supervisor"])
+    stale, fresh = Lease(client, "stale", 5.0), Lease(client, "fresh", 5.0)
+    assert stale.hold()
+    assert not fresh.hold()
+    old = Store(client, by="stale", lease=stale)
+    old.submit("j", "j", SPEC)
+    client.delete(keys.LEADER)  # as if its time had run out while it was paused
+    assert fresh.hold()
+    with pytest.raises(Conflict, match="another supervisor"):
+        old.assign("j", SLOT, push_nothing)
+    assert store_is_untouched(client)
+    assert Store(client, by="fresh", lease=fresh).assign("j", SLOT, push_nothing).attempt == 1
+    fresh.release()
+    assert stale.hold()
+
+
+def store_is_untouched(client: Client) -> bool:
+    return Store(client, by="look").job("j").attempt == 0
+
+
+def test_beats_expire_but_their_deadline_stays_until_retired(bus_urls: Mapping[str, str]) -> None:
+    client = connect(bus_urls["trainer"])
+    beat = Beat(role=Role.WORKER, name="h-cpu0", host="h", pid=1, started_at_ms=1, at_ms=0)
+    beats.publish(client, beat, 60.0)
+    now_ms, deadlines = beats.deadlines(client)
+    assert 59_000 < deadlines["worker:h-cpu0"] - now_ms <= 60_000
+    client.delete(keys.beat("worker", "h-cpu0"))
+    assert beats.read(client) == {"worker:h-cpu0": None}
+    beats.retire(client, Role.WORKER, "h-cpu0")
+    assert beats.read(client) == {}
+
+
+def test_a_slot_registered_again_keeps_what_people_set(store: Store) -> None:
+    store.register_slot(SLOT)
+    store.client.hset(keys.slot("h-cpu0"), "cordoned", "true")
+    store.register_slot(SLOT)
+    assert [slot.cordoned for slot in store.slots()] == [True]
+    store.retire_slot("h-cpu0")
+    assert store.slots() == []
+
+
+def test_no_server_and_no_permission_are_told_apart(bus_urls: Mapping[str, str]) -> None:
+    with pytest.raises(BusUnavailable, match="trackside up"):
+        Store(connect("redis://127.0.0.1:1/0"), by="x").job("j")
+    with pytest.raises(BusDenied):
+        a_store(bus_urls, "dashboard").submit("j", "j", SPEC)
+    with redis.Redis.from_url(bus_urls["tester"]) as tester:
+        assert tester.dbsize() == 0
+
+
+def test_a_damaged_record_hides_no_other(store: Store) -> None:
+    store.submit("good", "good", SPEC)
+    store.submit("bad", "bad", SPEC)
+    store.client.hset(keys.job("bad"), "state", "dancing")
+    assert [job.id for job in store.jobs(["bad", "good", "gone"])] == ["good"]
+
+
+def test_an_attempt_cancelled_before_its_claim_still_starts_and_sees_it(store: Store) -> None:
+    store.submit("j", "j", SPEC)
+    store.assign("j", SLOT, push_nothing)
+    assert store.cancel("j").state is JobState.CANCELLING
+    assert store.claim("j", 1, worker_pid=10).state is JobState.CANCELLING
+    assert store.attempt("j", 1).state is AttemptState.RUNNING

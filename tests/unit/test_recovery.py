@@ -1,0 +1,157 @@
+"""The retry rules: every ending leads to one legal next state, and nothing is retried for ever."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trackside.models import (
+    ACTIVE,
+    Attempt,
+    AttemptState,
+    CheckpointRef,
+    Failure,
+    Job,
+    JobSpec,
+    JobState,
+    Outcome,
+    Program,
+    Reason,
+)
+from trackside.retry import backoff_s
+from trackside_supervisor.recovery import HOST_FAULTS, Policy, decide
+
+POLICY = Policy(poison_after=3, backoff_s=lambda failures: 2.0 * failures)
+NOW = 1_000_000
+
+
+def a_job(state: JobState = JobState.RUNNING, attempt: int = 1, **fields: object) -> Job:
+    spec = JobSpec(program=Program(kind="script", target="train.py"))
+    job = Job(id="j", name="j", state=state, spec=spec, created_at_ms=0, changed_at_ms=0, attempt=attempt)
+    return replace(job, **fields)  # type: ignore[arg-type]  # the caller names real fields
+
+
+def ended(reason: Reason, number: int = 1, **facts: object) -> Attempt:
+    outcome = Outcome(reason=reason, **facts)  # type: ignore[arg-type]  # the caller names real fields
+    return Attempt(
+        job="j", number=number, state=AttemptState.ENDED, slot="s", host="h", assigned_at_ms=0, outcome=outcome
+    )
+
+
+def saved(step: int, attempt: int) -> CheckpointRef:
+    return CheckpointRef(name=f"step-{step}", step=step, attempt=attempt, digest="d", storage="here")
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "becomes"),
+    [
+        (JobState.RUNNING, Reason.SUCCEEDED, JobState.SUCCEEDED),
+        (JobState.RUNNING, Reason.KILLED, JobState.WAITING),
+        (JobState.RUNNING, Reason.USER_ERROR, JobState.WAITING),
+        (JobState.RUNNING, Reason.LOST, JobState.QUEUED),
+        (JobState.RUNNING, Reason.PREEMPTED, JobState.QUEUED),
+        (JobState.RUNNING, Reason.OOM_GPU, JobState.FAILED),
+        (JobState.RUNNING, Reason.INVALID_JOB, JobState.FAILED),
+        (JobState.RUNNING, Reason.TIMEOUT, JobState.FAILED),
+        (JobState.PAUSING, Reason.PAUSED, JobState.PAUSED),
+        (JobState.PAUSING, Reason.KILLED, JobState.PAUSED),
+        (JobState.PAUSING, Reason.SUCCEEDED, JobState.SUCCEEDED),
+        (JobState.CANCELLING, Reason.CANCELLED, JobState.CANCELLED),
+        (JobState.CANCELLING, Reason.KILLED, JobState.CANCELLED),
+        (JobState.CANCELLING, Reason.LOST, JobState.CANCELLED),
+        (JobState.CANCELLING, Reason.SUCCEEDED, JobState.SUCCEEDED),
+    ],
+)
+def test_each_ending_has_its_consequence(state: JobState, reason: Reason, becomes: JobState) -> None:
+    assert decide(a_job(state), ended(reason), None, POLICY, NOW).state is becomes
+
+
+@given(
+    state=st.sampled_from(sorted(ACTIVE)),
+    reason=st.sampled_from(Reason),
+    failures=st.integers(0, 9),
+    barren=st.integers(0, 9),
+    checkpoint=st.none() | st.integers(1, 3),
+    error=st.none() | st.sampled_from(["ValueError", "ImportError"]),
+)
+def test_every_decision_is_a_legal_move_with_its_inputs(
+    state: JobState, reason: Reason, failures: int, barren: int, checkpoint: int | None, error: str | None
+) -> None:
+    checkpoints = () if checkpoint is None else (saved(10, checkpoint),)
+    job = a_job(state, attempt=2, failures=failures, barren=barren, checkpoints=checkpoints)
+    attempt = ended(reason, 2, failure=None if error is None else Failure(type=error, message="m"))
+    decision = decide(job, attempt, ended(Reason.KILLED), POLICY, NOW)
+    assert state.may_become(decision.state)
+    assert decision.inputs["reason"] == reason.value
+    assert (decision.retry_at_ms is not None) == (decision.state is JobState.WAITING)
+
+
+def lived_through(reasons: list[Reason], progress: bool) -> tuple[Job, int]:
+    """A job that ends each attempt with the next reason; returns it and the number of attempts made."""
+    job = a_job(JobState.RUNNING, attempt=1)
+    for number, reason in enumerate(reasons, 1):
+        if progress:
+            job = replace(job, checkpoints=(saved(number * 10, number),), failures=0, barren=0)
+        attempt = ended(reason, number, last_step=number, failure=Failure(type="E", message=str(number)))
+        decision = decide(replace(job, attempt=number), attempt, None, POLICY, NOW)
+        job = replace(job, state=decision.state, failures=decision.failures, barren=decision.barren)
+        if job.state.terminal:
+            return job, number
+        job = replace(job, state=JobState.RUNNING)
+    return job, len(reasons)
+
+
+def test_three_crashes_with_nothing_saved_are_poison() -> None:
+    job, attempts = lived_through([Reason.KILLED] * 10, progress=False)
+    assert (job.state, attempts) == (JobState.FAILED, 3)
+
+
+def test_crashes_that_each_bring_a_newer_checkpoint_are_never_too_many() -> None:
+    job, attempts = lived_through([Reason.KILLED] * 50, progress=True)
+    assert (job.state, attempts) == (JobState.RUNNING, 50)
+
+
+@pytest.mark.parametrize("fault", sorted(HOST_FAULTS))
+def test_host_faults_use_up_no_retry(fault: Reason) -> None:
+    job, attempts = lived_through([fault] * 20, progress=False)
+    assert (job.state, attempts, job.failures) == (JobState.RUNNING, 20, 0)
+
+
+def test_a_crash_after_progress_is_retried_at_once_and_one_without_waits() -> None:
+    progressed = decide(a_job(checkpoints=(saved(10, 1),)), ended(Reason.KILLED), None, POLICY, NOW)
+    assert (progressed.state, progressed.retry_at_ms) == (JobState.QUEUED, None)
+    barren = decide(a_job(), ended(Reason.KILLED), None, POLICY, NOW)
+    assert (barren.state, barren.retry_at_ms) == (JobState.WAITING, NOW + 2000)
+
+
+def test_the_same_exception_at_the_same_step_twice_is_no_chance() -> None:
+    failure = Failure(type="ValueError", message="bad row 7")
+    first = ended(Reason.USER_ERROR, 1, last_step=7, failure=failure)
+    again = ended(Reason.USER_ERROR, 2, last_step=7, failure=failure)
+    decision = decide(a_job(attempt=2, failures=1, barren=1), again, first, POLICY, NOW)
+    assert (decision.state, decision.rule) == (JobState.FAILED, "repeated error")
+    elsewhere = replace(again, outcome=Outcome(reason=Reason.USER_ERROR, last_step=9, failure=failure))
+    assert decide(a_job(attempt=2, barren=1), elsewhere, first, POLICY, NOW).state is JobState.WAITING
+
+
+def test_a_missing_module_fails_at_once_and_says_so() -> None:
+    failure = Failure(type="ModuleNotFoundError", message="No module named 'timm'")
+    outcome = ended(Reason.USER_ERROR, 1, failure=failure, detail="ModuleNotFoundError: No module named 'timm'")
+    decision = decide(a_job(), outcome, None, POLICY, NOW)
+    assert decision.state is JobState.FAILED
+    assert "timm" in decision.detail
+
+
+def test_retries_beyond_the_budget_fail_and_say_the_numbers() -> None:
+    job = a_job(failures=4, checkpoints=(saved(10, 1),))
+    decision = decide(job, ended(Reason.KILLED), None, POLICY, NOW)
+    assert decision.state is JobState.FAILED
+    assert "4 retries" in decision.detail
+
+
+@given(st.integers(1, 40))
+def test_the_backoff_stays_in_its_envelope(failures: int) -> None:
+    assert 0.0 <= backoff_s(failures, first_s=2.0, max_s=300.0) <= min(300.0, 2.0 * 2 ** (failures - 1))

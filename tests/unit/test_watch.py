@@ -1,0 +1,111 @@
+"""Silence and placement: who is lost, who is only unseen, and which slot gets which job."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from trackside.models import (
+    Attempt,
+    AttemptState,
+    Beat,
+    CheckpointRef,
+    Job,
+    JobSpec,
+    JobState,
+    Program,
+    Reason,
+    Role,
+    Slot,
+)
+from trackside_supervisor.placement import free_slots, place
+from trackside_supervisor.watch import Limits, Sight, lost
+
+LIMITS = Limits(margin_ms=1000, claim_ms=9000)
+SLOT = Slot(id="h-cpu0", host="h", kind="cpu", storage="disk-a")
+
+
+def a_job(name: str = "j", at_ms: int = 0) -> Job:
+    spec = JobSpec(program=Program(kind="script", target="t.py"))
+    return Job(id=name, name=name, state=JobState.QUEUED, spec=spec, created_at_ms=at_ms, changed_at_ms=0)
+
+
+def running(**facts: object) -> Attempt:
+    attempt = Attempt(
+        job="j", number=1, state=AttemptState.RUNNING, slot="h-cpu0", host="h", assigned_at_ms=0, started_at_ms=0,
+        worker_pid=10,
+    )  # fmt: skip
+    return replace(attempt, **facts)  # type: ignore[arg-type]  # the caller names real fields
+
+
+def a_beat(pid: int = 10, started_at_ms: int = 0, job: str | None = "j", stopping: bool = False) -> Beat:
+    return Beat(
+        role=Role.WORKER, name="h-cpu0", host="h", pid=pid, started_at_ms=started_at_ms, at_ms=0, job=job,
+        slot="h-cpu0", stopping=stopping,
+    )  # fmt: skip
+
+
+def a_look(now_ms: int, deadline_ms: int | None, beat: Beat | None = None, clear: bool = True) -> Sight:
+    deadlines = {} if deadline_ms is None else {"worker:h-cpu0": deadline_ms}
+    return Sight(now_ms=now_ms, deadlines=deadlines, beats={"worker:h-cpu0": beat}, clear=clear)
+
+
+def test_a_worker_within_its_deadline_and_margin_is_not_lost() -> None:
+    assert lost(a_job(), running(), a_look(21_000, 20_000, a_beat()), LIMITS) is None
+
+
+def test_a_worker_past_deadline_and_margin_is_lost() -> None:
+    outcome = lost(a_job(), running(), a_look(21_001, 20_000), LIMITS)
+    assert outcome is not None
+    assert (outcome.reason, outcome.noticed_after_ms) == (Reason.LOST, 1001)
+
+
+def test_who_has_not_seen_clearly_for_long_enough_judges_nobody() -> None:
+    assert lost(a_job(), running(), a_look(900_000, 20_000, clear=False), LIMITS) is None
+
+
+def test_an_ended_attempt_is_never_lost() -> None:
+    assert lost(a_job(), running(state=AttemptState.ENDED), a_look(900_000, 20_000), LIMITS) is None
+
+
+@pytest.mark.parametrize(("now_ms", "is_lost"), [(9_000, False), (9_001, True)])
+def test_an_attempt_nobody_claims_is_given_back_in_time(now_ms: int, is_lost: bool) -> None:
+    attempt = running(state=AttemptState.ASSIGNED, started_at_ms=None, worker_pid=None)
+    outcome = lost(a_job(), attempt, a_look(now_ms, now_ms + 4000, a_beat(job=None)), LIMITS)
+    assert (outcome is not None) is is_lost
+
+
+def test_an_attempt_whose_worker_was_replaced_long_ago_is_lost() -> None:
+    fresh = a_look(50_000, 54_000, a_beat(pid=11, started_at_ms=45_000, job=None))
+    assert lost(a_job(), running(), fresh, LIMITS) is None
+    stale = a_look(60_000, 64_000, a_beat(pid=11, started_at_ms=45_000, job=None))
+    assert lost(a_job(), running(), stale, LIMITS) is not None
+
+
+def test_the_oldest_job_gets_the_slot_and_the_other_waits() -> None:
+    pairs = place([a_job("late", 2), a_job("early", 1)], [SLOT])
+    assert [(job.id, slot.id) for job, slot in pairs] == [("early", "h-cpu0")]
+
+
+def test_a_job_with_a_checkpoint_goes_only_where_it_can_be_read() -> None:
+    checkpoint = CheckpointRef(name="c", step=5, attempt=1, digest="d", storage="disk-b")
+    job = replace(a_job(), checkpoints=(checkpoint,))
+    assert place([job], [SLOT]) == []
+    assert place([job], [SLOT, replace(SLOT, id="g-cpu0", storage="disk-b")])[0][1].id == "g-cpu0"
+
+
+def test_a_gpu_job_does_not_land_on_a_cpu_slot() -> None:
+    job = a_job()
+    job = replace(job, spec=replace(job.spec, device="gpu"))
+    assert place([job], [SLOT]) == []
+    assert place([job], [replace(SLOT, kind="gpu")]) != []
+
+
+def test_a_slot_is_free_only_with_a_living_worker_that_takes_work_and_no_job() -> None:
+    alive: dict[str, Beat | None] = {"worker:h-cpu0": a_beat(job=None)}
+    assert free_slots([SLOT], [], alive) == [SLOT]
+    assert free_slots([SLOT], [replace(a_job(), slot="h-cpu0")], alive) == []
+    assert free_slots([replace(SLOT, cordoned=True)], [], alive) == []
+    assert free_slots([SLOT], [], {"worker:h-cpu0": None}) == []
+    assert free_slots([SLOT], [], {"worker:h-cpu0": a_beat(stopping=True)}) == []
