@@ -91,7 +91,7 @@ class CheckpointStore:
         root.mkdir(parents=True, exist_ok=True)
         self._remove_unfinished()
 
-    def write(self, step: int, files: Mapping[str, Callable[[HashingFile], None]]) -> Written:
+    def write(self, step: int, files: Mapping[str, Callable[[HashingFile], object]]) -> Written:
         """Write a checkpoint of `step`; each function writes the file of its name. Nothing is left when one raises."""
         name = checkpoint_name(step, self.attempt)
         target = self.root / name
@@ -105,7 +105,7 @@ class CheckpointStore:
             manifest = encode.dumps(
                 {"v": VERSION, "step": step, "attempt": self.attempt, "t": now_ms(), "files": facts}
             )
-            _write_file(aside / MANIFEST, lambda out: _write_all(out, manifest))
+            _write_file(aside / MANIFEST, lambda out: out.write(manifest))
             _sync_directory(aside)
             aside.rename(target)
             _sync_directory(self.root)
@@ -194,17 +194,13 @@ class CheckpointStore:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _write_file(path: Path, write: Callable[[HashingFile], None]) -> dict[str, Any]:
+def _write_file(path: Path, write: Callable[[HashingFile], object]) -> dict[str, Any]:
     with path.open("xb") as file:
         out = HashingFile(file)
         write(out)
         file.flush()
         os.fsync(file.fileno())
     return {"size": out.size_bytes, "sha256": out.hexdigest()}
-
-
-def _write_all(out: HashingFile, data: bytes) -> None:
-    out.write(data)
 
 
 def _sync_directory(path: Path) -> None:

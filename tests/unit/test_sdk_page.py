@@ -1,0 +1,55 @@
+"""The control page is what two processes agree on, word by word."""
+
+from __future__ import annotations
+
+import struct
+import time
+from pathlib import Path
+
+import pytest
+
+from trackside.errors import ConfigurationError
+from trackside.sdk.page import Command, ControlPage, Phase
+
+
+def test_the_words_stand_where_the_contract_says(tmp_path: Path) -> None:
+    path = tmp_path / "page"
+    page = ControlPage.create(path)
+    page.command = Command.PAUSE
+    before_ns = time.monotonic_ns()
+    page.boundary(7)
+    page.total, page.first, page.phase = 100, 3, Phase.SAVING
+    words = struct.unpack("8q", path.read_bytes())
+
+    assert words[:6] == (0x545253, 2, 7, 100, 3, 2)
+    assert before_ns <= words[6] <= time.monotonic_ns()
+
+
+def test_a_fresh_page_knows_nothing(tmp_path: Path) -> None:
+    page = ControlPage.create(tmp_path / "page")
+    assert (page.command, page.completed, page.total, page.first) == (Command.NONE, 0, None, None)
+    assert (page.phase, page.boundary_ns) == (Phase.STARTING, None)
+
+
+def test_both_sides_see_each_other(tmp_path: Path) -> None:
+    worker = ControlPage.create(tmp_path / "page")
+    attempt = ControlPage.open(tmp_path / "page")
+    worker.command = Command.CANCEL
+    attempt.boundary(5)
+    assert (attempt.command, worker.completed) == (Command.CANCEL, 5)
+    assert attempt.command.reason == "cancelled"
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 63, bytes(64), b"y" * 64])
+def test_what_is_no_page_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "page").write_bytes(content)
+    with pytest.raises(ConfigurationError, match="control page"):
+        ControlPage.open(tmp_path / "page")
+
+
+def test_an_unknown_command_stops_without_losing_anything(tmp_path: Path) -> None:
+    ControlPage.create(tmp_path / "page")
+    raw = bytearray((tmp_path / "page").read_bytes())
+    raw[8:16] = struct.pack("q", 99)
+    (tmp_path / "page").write_bytes(raw)
+    assert ControlPage.open(tmp_path / "page").command is Command.PREEMPT
