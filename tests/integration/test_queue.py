@@ -118,7 +118,8 @@ def test_callbacks_webhooks_and_meta_of_a_stranger_are_not_read(for_rq: redis.Re
         "dependency_ids": '["a"]',
         "rate_limit_key": "k",
     }
-    for_rq.hset("rq:job:evil-aaaaaa_1", mapping={"data": good, "status": "queued", **evil, **more})
+    fields: dict[Any, Any] = {"data": good, "status": "queued", **evil, **more}
+    for_rq.hset("rq:job:evil-aaaaaa_1", mapping=fields)
 
     job = queue.AttemptJob.fetch("evil-aaaaaa_1", connection=for_rq, serializer="pickle")
 

@@ -1,0 +1,118 @@
+"""What a slot leaves on the disk, so that whoever comes next knows who works there and on what.
+
+<home>/run/slots/<slot>.lock    held by its worker for life; its pid and start time inside
+<home>/run/slots/<slot>.json    the attempt that its worker has taken and not yet reported as over
+<home>/run/agent.lock           held by the agent for life; its pid and start time inside
+<home>/storage-id               the identity of this data folder and its checkpoints
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from trackside_trainer import procs
+
+
+class ProcessLock:
+    """A file that one process holds for life; the kernel frees it at any kind of end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.fd: int | None = None
+
+    def take(self) -> bool:
+        """Take the lock and write who we are; False if somebody else holds it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()} {procs.start_time(os.getpid())}\n".encode(), 0)
+        self.fd = fd
+        return True
+
+    def release(self) -> None:
+        """Give the lock back; the file stays."""
+        if self.fd is not None:
+            os.ftruncate(self.fd, 0)
+            os.close(self.fd)
+            self.fd = None
+
+    def holder(self) -> tuple[int, int] | None:
+        """Pid and start time of the living process that wrote itself into the file."""
+        try:
+            pid, started = map(int, self.path.read_text().split())
+        except (OSError, ValueError):
+            return None
+        return (pid, started) if procs.alive(pid, started) else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TakenAttempt:
+    """An attempt that a worker has taken; the pid is None until its process runs."""
+
+    slot: str
+    job: str
+    attempt: int
+    attempt_dir: str
+    worker_pid: int
+    worker_started: int
+    pid: int | None = None
+    pid_started: int | None = None
+
+    def write(self, path: Path) -> None:
+        """Write beside and rename: a reader sees the old record or the new one."""
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        aside.write_text(json.dumps({"v": 1, **asdict(self)}), encoding="utf-8")
+        aside.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """The record in a file; None where there is none or none that can be read."""
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{name: raw.get(name) for name in cls.__dataclass_fields__})
+        except (OSError, ValueError, TypeError, AttributeError):
+            return None
+
+
+def agent_lock(home: Path) -> ProcessLock:
+    """The lock that makes one agent to a home."""
+    return ProcessLock(home / "run" / "agent.lock")
+
+
+def slot_lock(home: Path, slot_id: str) -> ProcessLock:
+    """The lock that makes one worker to a slot."""
+    return ProcessLock(home / "run" / "slots" / f"{slot_id}.lock")
+
+
+def taken_path(home: Path, slot_id: str) -> Path:
+    """Where a slot's worker writes what it has taken."""
+    return home / "run" / "slots" / f"{slot_id}.json"
+
+
+def known_slots(home: Path) -> list[str]:
+    """Ids of all slots that ever had a worker in this home."""
+    return sorted(path.stem for path in (home / "run" / "slots").glob("*.lock"))
+
+
+def storage_id(home: Path) -> str:
+    """The id of this data folder, made once."""
+    path = home / "storage-id"
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        with path.open("x", encoding="ascii") as file:
+            file.write(secrets.token_hex(8))
+    except FileExistsError:
+        pass
+    return path.read_text(encoding="ascii").strip()
