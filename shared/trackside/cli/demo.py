@@ -141,13 +141,12 @@ class _Demo:
         living = {beat.job: beat for beat in beats.read(self._client).values() if beat and beat.job}
         for job in records:
             beat = living.get(job.id)
-            current = beat is not None and beat.attempt == job.attempt
-            done = beat.step if current and beat is not None else None
+            done = beat.step if beat is not None and beat.attempt == job.attempt else None
             if job.state is JobState.SUCCEEDED:
                 done = int(progress.tasks[bars[job.id]].total or 0)
             note = f"{job.state} · attempt {job.attempt}" if job.attempt else str(job.state)
             progress.update(bars[job.id], completed=done, note=note)
-        return {job: beat for job, beat in living.items() if job is not None}
+        return living
 
     def _kill_once(self, progress: Progress, victim: str, beat: Beat | None) -> None:
         if self._kill is not None or beat is None or beat.attempt_pid is None or not beat.step or not beat.total:
