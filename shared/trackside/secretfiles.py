@@ -26,6 +26,7 @@ def write_private(path: Path, text: str, *, mode: int = _PRIVATE_FILE) -> None:
     aside.unlink(missing_ok=True)
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(fd, "w", encoding="utf-8") as file:
+        os.fchmod(fd, mode)  # whatever the umask
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

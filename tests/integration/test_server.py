@@ -233,3 +233,37 @@ def test_the_state_file_says_what_runs(own_server: EmbeddedServer) -> None:
     assert state["port"] == own_server.port
     own_server.stop()
     assert json.loads((own_server.home / "run" / "server.json").read_text())["pid"] is None
+
+
+def test_the_deployments_configuration_and_users_start_a_server(server_binary: ServerBinary, fresh_home: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    secrets, data, at = fresh_home / "secrets", fresh_home / "data", fresh_home / "sock"
+    data.mkdir()
+    version = f"{server_binary.flavour} {server_binary.version}"
+    make = [sys.executable, str(root / "deploy" / "make_secrets.py"), str(secrets), "--server", version]
+    subprocess.run(make, check=True, capture_output=True, timeout=30)
+    configuration = (root / "deploy" / "redis.conf").read_text()
+    for theirs, ours in {"dir /data": f"dir {data}", "/run/secrets": str(secrets), "port 6379": "port 0"}.items():
+        assert theirs in configuration
+        configuration = configuration.replace(theirs, ours)
+    (fresh_home / "redis.conf").write_text(configuration + f"unixsocket {at}\n")
+    command = [str(server_binary.path), str(fresh_home / "redis.conf")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        try:
+            password = (secrets / "trainer").read_text().strip()
+            url = f"unix://trainer:{password}@{at}"
+            wait_until(at.exists, 10, "the server did not start")
+            with _client(url) as client:
+                assert client.set("ts:a", "1")
+                for words in (
+                    ("EVAL", "return 1", "0"),
+                    ("CONFIG", "GET", "dir"),
+                    ("FLUSHALL",),
+                    ("DEBUG", "SLEEP", "0"),
+                ):
+                    with pytest.raises(redis.exceptions.NoPermissionError):
+                        client.execute_command(*words)
+            with _client(f"unix://{at}") as anonymous, pytest.raises(redis.AuthenticationError):
+                anonymous.ping()
+        finally:
+            server.terminate()
