@@ -1,0 +1,137 @@
+"""`wait`, `cancel`, `pause`, `resume`: what people ask of jobs that are on the bus."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from trackside.cli.context import find_job, find_jobs, store_of
+from trackside.cli.parse import duration_s
+from trackside.cli.render import print_json, record, say
+from trackside.errors import BusUnavailable
+
+if TYPE_CHECKING:
+    from trackside.models import Job
+    from trackside.store import Store
+
+EXIT_TIMEOUT: Final = 124
+_BLOCK_S: Final = 1.0  # a lost event is made good by the look after this
+_OUTAGE_LIMIT_S: Final = 60.0  # a server that is restarted is back long before
+Jobs = Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids, unique beginnings of ids, or names.")]
+OneJob = Annotated[str, typer.Argument(metavar="JOB", help="Id, unique beginning of an id, or name.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register these commands."""
+    for command in (wait, cancel, pause, resume):
+        app.command()(command)
+
+
+def wait(
+    ctx: typer.Context,
+    jobs: Jobs,
+    timeout: Annotated[str | None, typer.Option(help="Give up after this: 90, 90s, 15m, 2h.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the final records.")] = False,
+) -> None:
+    """Wait until jobs have ended: 0 if all succeeded, 1 if any did not, 124 on timeout.
+
+    --json: {"jobs": [record, ...]}, the records as `trackside show --json` gives them under "job".
+    """
+    limit_s = None if timeout is None else duration_s(timeout, "--timeout")
+    store = store_of(ctx)
+    found = find_jobs(store, jobs)
+    raise typer.Exit(follow(store, [job.id for job in found], limit_s=limit_s, as_json=as_json))
+
+
+def follow(store: Store, job_ids: Sequence[str], *, limit_s: float | None, as_json: bool) -> int:
+    """Tell each change of state on stderr until all jobs have ended; returns the exit code."""
+    from trackside.bus import streams
+    from trackside.models import JobState
+    from trackside.retry import until_reachable
+
+    deadline_s = None if limit_s is None else time.monotonic() + limit_s
+    told: dict[str, JobState] = {}
+    while True:
+        # The stream's end is read before the records, so that no change falls between the two.
+        left_s = None if deadline_s is None else deadline_s - time.monotonic()
+        patience_s = _OUTAGE_LIMIT_S if left_s is None else max(0.0, min(_OUTAGE_LIMIT_S, left_s))
+        try:
+            cursor, now = until_reachable(
+                lambda: (streams.newest_event_id(store.client), store.jobs(job_ids)), limit_s=patience_s
+            )
+        except BusUnavailable:
+            if deadline_s is not None and time.monotonic() >= deadline_s:
+                return EXIT_TIMEOUT
+            raise
+        for job in now:
+            if told.get(job.id) is not job.state:
+                told[job.id] = job.state
+                say(f"{job.id}: {_state_line(job)}")
+        if all(job.state.terminal for job in now) and now:
+            if as_json:
+                print_json({"jobs": [record(job) for job in now]})
+            succeeded = len(now) == len(job_ids) and all(job.state is JobState.SUCCEEDED for job in now)
+            return 0 if succeeded else 1
+        block_s = _BLOCK_S if deadline_s is None else min(_BLOCK_S, deadline_s - time.monotonic())
+        if block_s <= 0:
+            say("trackside: not all jobs have ended in time; `trackside ls` shows where they are")
+            return EXIT_TIMEOUT
+        _sleep_until_event(store, cursor, set(job_ids), block_s)
+
+
+def _sleep_until_event(store: Store, cursor: str, job_ids: set[str], block_s: float) -> None:
+    from trackside.bus import streams
+
+    until_s = time.monotonic() + block_s
+    try:
+        while (left_s := until_s - time.monotonic()) > 0:
+            events = streams.read_events(store.client, cursor, block_s=left_s)
+            if any(event is None or event.job in job_ids for _, event in events):
+                return
+            cursor = events[-1][0] if events else cursor
+    except BusUnavailable as error:
+        say(f"trackside: {error.message}; trying again")
+
+
+def _state_line(job: Job) -> str:
+    return f"{job.state}" + (f" ({job.detail})" if job.detail else "")
+
+
+def cancel(
+    ctx: typer.Context,
+    jobs: Jobs,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the records.")] = False,
+) -> None:
+    """End jobs: at once where nothing runs, else at the next step. Asking again does no harm.
+
+    --json: {"jobs": [record, ...]}.
+    """
+    store = store_of(ctx)
+    _print([store.cancel(job.id) for job in find_jobs(store, jobs)], as_json=as_json)
+
+
+def pause(
+    ctx: typer.Context, job: OneJob, as_json: Annotated[bool, typer.Option("--json", help="Print the record.")] = False
+) -> None:
+    """Stop a job at its next step with a checkpoint, and free its slot. --json: {"jobs": [record]}."""
+    store = store_of(ctx)
+    _print([store.pause(find_job(store, job).id)], as_json=as_json)
+
+
+def resume(
+    ctx: typer.Context, job: OneJob, as_json: Annotated[bool, typer.Option("--json", help="Print the record.")] = False
+) -> None:
+    """Let a paused job go on from its newest checkpoint. --json: {"jobs": [record]}."""
+    store = store_of(ctx)
+    _print([store.resume(find_job(store, job).id)], as_json=as_json)
+
+
+def _print(jobs: Sequence[Job], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"jobs": [record(job) for job in jobs]})
+        return
+    for job in jobs:
+        print(f"{job.id} {_state_line(job)}")  # the record's own words

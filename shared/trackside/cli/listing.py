@@ -1,0 +1,195 @@
+"""`ls`, `show`, `ps`, `slots`: what is on the bus, for people and with `--json` for programs."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from trackside.cli.context import newest_attempts, store_of
+from trackside.cli.observe import job_row, live_beats, process_rows, slot_rows
+from trackside.cli.render import Column, age, narrow, number, print_json, print_table, progress, say, span
+
+if TYPE_CHECKING:
+    from trackside.models import Job
+    from trackside.store import Store
+
+_RECENT: Final = 20
+_PAGE: Final = 500
+Json = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
+
+
+class State(StrEnum):
+    """The states of a job, as `--state` takes them."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    WAITING = "waiting"
+    PAUSING = "pausing"
+    PAUSED = "paused"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register these commands."""
+    app.command("ls")(ls)
+    app.command()(ps)
+    app.command()(slots)
+
+
+def ls(
+    ctx: typer.Context,
+    show_all: Annotated[bool, typer.Option("--all", "-a", help="Every job, however old.")] = False,
+    state: Annotated[State | None, typer.Option(help="Only jobs in this state.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List jobs, newest first: those not yet ended, and the newest 20.
+
+    --json: {"now_ms", "jobs": [{"id", "name", "state", "step", "total_steps", "steps_per_s", "attempt", "slot",
+    "reason", "detail", "created_at_ms", "changed_at_ms", "ended_at_ms", "retry_at_ms", "checkpoint_step"}]}.
+    """
+    from trackside.bus.client import now_ms
+
+    store = store_of(ctx)
+    now = now_ms(store.client)
+    jobs, more = _select(store, show_all=show_all, state=state, limit=limit)
+    beats = live_beats(store)
+    attempts = newest_attempts(store, jobs)
+    rows = [job_row(job, beats.get(job.id), attempts.get(job.id)) for job in jobs]
+    if as_json:
+        print_json({"now_ms": now, "jobs": rows})
+        return
+    if not rows:
+        say("no such jobs; `trackside submit train.py` puts one on the bus" if state is None else f"no {state} jobs")
+        return
+    named = not narrow() or any(not _named_by_id(job) for job in jobs)
+    columns = [
+        Column(title="ID", min_width=12), *([Column(title="NAME")] if named else []), Column(title="STATE"),
+        Column(title="STEP", justify="right"), Column(title="ATT", justify="right"), Column(title="SLOT"),
+        Column(title="AGE", justify="right"), Column(title="WHY", min_width=14),
+    ]  # fmt: skip
+    print_table(
+        columns,
+        [
+            (
+                row["id"], *([row["name"]] if named else []), row["state"],
+                progress(row["step"], row["total_steps"]), row["attempt"] or None, row["slot"],
+                age(row["created_at_ms"], now), why(row, now),
+            )
+            for row in rows
+        ],
+    )  # fmt: skip
+    if more:
+        say(f"{more} older jobs: trackside ls --all")
+
+
+def why(row: dict[str, Any], now: int) -> str | None:
+    """Why a job is where it is: the reason of its last attempt where that says more, the detail, the next try."""
+    parts = []
+    if row["reason"] and row["reason"] != row["state"]:
+        parts.append(row["reason"])
+    if row["detail"]:
+        parts.append(row["detail"])
+    if row["retry_at_ms"] is not None and row["state"] == "waiting":
+        parts.append(f"next try in {span(max(0, row['retry_at_ms'] - now) / 1000)}")
+    return ": ".join(parts) or None
+
+
+def _named_by_id(job: Job) -> bool:
+    import re
+
+    return job.id.startswith(re.sub(r"[^a-z0-9]+", "-", job.name.lower()).strip("-")[:48] + "-")
+
+
+def _select(store: Store, *, show_all: bool, state: State | None, limit: int | None) -> tuple[list[Job], int]:
+    """The jobs to list, newest first, and how many older ones were left out."""
+    ids = store.job_ids()
+    if state is None and not show_all:
+        live = set(store.live_job_ids())
+        newest = ids[: _RECENT if limit is None else limit]
+        wanted = newest if limit is not None else [i for n, i in enumerate(ids) if n < _RECENT or i in live]
+        return store.jobs(wanted), len(ids) - len(wanted)
+    found: list[Job] = []
+    for start in range(0, len(ids), _PAGE):
+        page = store.jobs(ids[start : start + _PAGE])
+        found += [job for job in page if state is None or job.state.value == state.value]
+        if limit is not None and len(found) >= limit:
+            return found[:limit], 0
+    return found, 0
+
+
+def ps(ctx: typer.Context, as_json: Json = False) -> None:
+    """List every process of the system, those that fell silent included.
+
+    --json: {"now_ms", "processes": [{"role", "name", "pid", "host", "slot", "job", "attempt", "attempt_pid", "status",
+    "age_s", "step", "total_steps", "steps_per_s", "cpu_pct", "rss_mib"}]}; status is ok, stopping or silent.
+    """
+    store = store_of(ctx)
+    now, rows = process_rows(store)
+    if as_json:
+        print_json({"now_ms": now, "processes": rows})
+        return
+    if not rows:
+        say("no process has been seen; `trackside up` starts them")
+        return
+    columns = [
+        Column(title="ROLE"), Column(title="PID", justify="right"), Column(title="HOST"), Column(title="SLOT"),
+        Column(title="JOB"), Column(title="ATT", justify="right"), Column(title="STATUS"),
+        Column(title="BEAT", justify="right"), Column(title="STEP", justify="right"),
+        Column(title="CPU%", justify="right"), Column(title="RSS MiB", justify="right"),
+    ]  # fmt: skip
+    print_table(
+        columns,
+        [
+            (
+                row["role"], row["pid"], row["host"], row["slot"], row["job"], row["attempt"], row["status"],
+                span(row["age_s"]), progress(row["step"], row["total_steps"]),
+                number(row["cpu_pct"]), _whole(row["rss_mib"]),
+            )
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+def slots(ctx: typer.Context, as_json: Json = False) -> None:
+    """List the slots: one a GPU or CPU share.
+
+    --json: {"now_ms", "slots": [{"id", "host", "kind", "state", "threads", "gpu_name", "gpu_uuid", "gpu_memory_mib",
+    "job", "attempt", "step", "total_steps", "cordoned"}]}; state is free, busy, silent or cordoned.
+    """
+    store = store_of(ctx)
+    now, rows = slot_rows(store)
+    if as_json:
+        print_json({"now_ms": now, "slots": rows})
+        return
+    if not rows:
+        say("no slots; `trackside trainer` or `trackside up` offers this machine's")
+        return
+    columns = [
+        Column(title="SLOT"), Column(title="HOST"), Column(title="STATE"), Column(title="DEVICE"), Column(title="JOB"),
+        Column(title="ATT", justify="right"), Column(title="STEP", justify="right"),
+    ]  # fmt: skip
+    print_table(
+        columns,
+        [
+            (row["id"], row["host"], row["state"], _device(row), row["job"], row["attempt"],
+             progress(row["step"], row["total_steps"]))
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+def _device(row: dict[str, Any]) -> str:
+    if row["kind"] == "gpu":
+        memory = f", {row['gpu_memory_mib']} MiB" if row["gpu_memory_mib"] is not None else ""
+        return f"{row['gpu_name'] or 'GPU'}{memory}"
+    return f"CPU, {row['threads']} threads"
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)

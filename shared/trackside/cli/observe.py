@@ -1,0 +1,146 @@
+"""What is on the bus, put together as rows of plain values: what `ls`, `ps`, `slots` and `top` show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trackside.models import Attempt, Beat, Job
+    from trackside.store import Store
+
+
+def live_beats(store: Store) -> dict[str, Beat]:
+    """The newest beat of each job's worker."""
+    from trackside.bus import beats
+
+    return by_job(beats.read(store.client))
+
+
+def by_job(beats: Mapping[str, Beat | None]) -> dict[str, Beat]:
+    """Workers' beats by job; where two workers name one job, the newer attempt's."""
+    from trackside.models import Role
+
+    found: dict[str, Beat] = {}
+    for beat in beats.values():
+        if beat is None or beat.role is not Role.WORKER or beat.job is None:
+            continue
+        known = found.get(beat.job)
+        if known is None or (known.attempt or 0) < (beat.attempt or 0):
+            found[beat.job] = beat
+    return found
+
+
+def job_row(job: Job, beat: Beat | None, attempt: Attempt | None) -> dict[str, Any]:
+    """One job as `ls --json` gives it: progress from a live beat, else from how the last attempt ended."""
+    step, total, speed = None, None, None
+    outcome = None if attempt is None else attempt.outcome
+    newest = job.checkpoints[0].step if job.checkpoints else None
+    if attempt is not None:
+        total = attempt.total_steps
+        step = outcome.last_step if outcome is not None else attempt.resumed_step
+    if step is None:
+        step = newest
+    if beat is not None and beat.attempt == job.attempt and job.slot is not None:
+        step = beat.step if beat.step is not None else step
+        total = beat.total if beat.total is not None else total
+        speed = beat.steps_per_s
+    return {
+        "id": job.id,
+        "name": job.name,
+        "state": job.state.value,
+        "step": step,
+        "total_steps": total,
+        "steps_per_s": speed,
+        "attempt": job.attempt,
+        "slot": job.slot,
+        "reason": None if job.reason is None else job.reason.value,
+        "detail": job.detail,
+        "created_at_ms": job.created_at_ms,
+        "changed_at_ms": job.changed_at_ms,
+        "ended_at_ms": job.ended_at_ms,
+        "retry_at_ms": job.retry_at_ms,
+        "checkpoint_step": newest,
+    }
+
+
+def process_rows(store: Store) -> tuple[int, list[dict[str, Any]]]:
+    """The server's time, and every process: those that beat, those that fell silent, the launcher's children."""
+    from trackside.bus import beats
+    from trackside.bus.client import now_ms
+
+    found = beats.read(store.client)
+    now = now_ms(store.client)
+    rows = []
+    pids = {(beat.host, beat.pid) for beat in found.values() if beat is not None}
+    for member, beat in found.items():
+        rows.append(_silent(member) if beat is None else _process(beat, now))
+        for name, pid in {} if beat is None else beat.children.items():
+            if beat is not None and (beat.host, pid) not in pids:
+                rows.append({**_silent(f"{name}:"), "pid": pid, "host": beat.host, "status": "ok"})
+    return now, sorted(rows, key=lambda row: (str(row["host"]), _ORDER.get(row["role"], 9), row["name"] or ""))
+
+
+_ORDER = {"launcher": 0, "redis": 1, "supervisor": 2, "dashboard": 3, "agent": 4, "trainer": 4, "worker": 5}
+
+
+def _process(beat: Beat, now: int) -> dict[str, Any]:
+    return {
+        "role": beat.role.value,
+        "name": beat.name,
+        "pid": beat.pid,
+        "host": beat.host,
+        "slot": beat.slot,
+        "job": beat.job,
+        "attempt": beat.attempt,
+        "attempt_pid": beat.attempt_pid,
+        "status": "stopping" if beat.stopping else "ok",
+        "age_s": max(0, now - beat.at_ms) / 1000,
+        "step": beat.step,
+        "total_steps": beat.total,
+        "steps_per_s": beat.steps_per_s,
+        "cpu_pct": beat.cpu_pct,
+        "rss_mib": beat.rss_mib,
+    }
+
+
+def _silent(member: str) -> dict[str, Any]:
+    role, _, name = member.partition(":")
+    keys = ("pid", "host", "slot", "job", "attempt", "attempt_pid", "status", "age_s", "step", "total_steps",
+            "steps_per_s", "cpu_pct", "rss_mib")  # fmt: skip
+    return {"role": role, "name": name or None, **dict.fromkeys(keys), "status": "silent"}
+
+
+def slot_rows(store: Store) -> tuple[int, list[dict[str, Any]]]:
+    """The server's time, and every slot with what is on it."""
+    from trackside.bus import beats, keys
+    from trackside.bus.client import now_ms
+    from trackside.models import Role
+
+    slots = store.slots()
+    found = beats.read(store.client)
+    now = now_ms(store.client)
+    rows = []
+    for slot in slots:
+        beat = found.get(keys.deadline_member(Role.WORKER, slot.id))
+        job = None if beat is None else beat.job
+        state = "silent" if beat is None else "busy" if job else "cordoned" if slot.cordoned else "free"
+        rows.append(
+            {
+                "id": slot.id,
+                "host": slot.host,
+                "kind": slot.kind,
+                "state": state,
+                "threads": slot.threads,
+                "gpu_name": slot.gpu_name,
+                "gpu_uuid": slot.gpu_uuid,
+                "gpu_memory_mib": slot.gpu_memory_mib,
+                "job": job,
+                "attempt": None if beat is None else beat.attempt,
+                "step": None if beat is None else beat.step,
+                "total_steps": None if beat is None else beat.total,
+                "steps_per_s": None if beat is None else beat.steps_per_s,
+                "cordoned": slot.cordoned,
+            }
+        )
+    return now, rows

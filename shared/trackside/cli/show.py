@@ -1,0 +1,179 @@
+"""`show`: one job with everything that is known about it."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trackside.cli.context import find_job, store_of
+from trackside.cli.control import OneJob
+from trackside.cli.observe import job_row, live_beats
+from trackside.cli.render import (
+    Column,
+    age,
+    block,
+    number,
+    plain,
+    print_json,
+    print_table,
+    progress,
+    record,
+    size,
+    span,
+    when,
+)
+
+if TYPE_CHECKING:
+    from trackside.models import Attempt, Batch, Job
+    from trackside.store import Store
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register this command."""
+    app.command()(show)
+
+
+def show(
+    ctx: typer.Context,
+    job: OneJob,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Show one job: its state and why, program, attempts, checkpoints, last metrics, the last failure.
+
+    --json: {"now_ms", "job": record, "progress": row of `ls --json`, "attempts": [record], "metrics": {name: {"step",
+    "value", "attempt"}}}.
+    """
+    from trackside.bus.client import now_ms
+
+    store = store_of(ctx)
+    found = find_job(store, job)
+    attempts = store.attempts(found)
+    row = job_row(found, live_beats(store).get(found.id), attempts[-1] if attempts else None)
+    metrics = last_metrics(store, found.id)
+    now = now_ms(store.client)
+    if as_json:
+        print_json(
+            {
+                "now_ms": now,
+                "job": record(found),
+                "progress": row,
+                "attempts": [record(attempt) for attempt in attempts],
+                "metrics": metrics,
+            }
+        )
+        return
+    _facts(found, row, now)
+    if attempts:
+        print("\nAttempts")
+        _attempts(attempts, now)
+    if found.checkpoints:
+        print("\nCheckpoints")
+        print_table(
+            [
+                Column(title="NAME"), Column(title="STEP", justify="right"), Column(title="ATT", justify="right"),
+                Column(title="SIZE", justify="right"), Column(title="AGE", justify="right"), Column(title="STORAGE"),
+            ],
+            [(c.name, c.step, c.attempt, size(c.bytes), age(c.at_ms, now), c.storage) for c in found.checkpoints],
+        )  # fmt: skip
+    if metrics:
+        print("\nLast metrics")
+        columns = [Column(title="NAME"), Column(title="VALUE", justify="right"), Column(title="STEP", justify="right")]
+        print_table(columns, [(name, number(last["value"]), last["step"]) for name, last in sorted(metrics.items())])
+    _failure(attempts)
+
+
+def last_metrics(store: Store, job_id: str) -> dict[str, dict[str, Any]]:
+    """The newest point of each series in the newest batch."""
+    from trackside.bus import streams
+
+    newest = streams.last_batch(store.client, job_id)
+    return {} if newest is None else last_points(newest[1], newest[2])
+
+
+def last_points(attempt: int, batch: Batch) -> dict[str, dict[str, Any]]:
+    """The newest point of each series of a batch."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, values in batch.series.items():
+        for step, value in zip(reversed(batch.steps), reversed(values), strict=False):
+            if value is not None:
+                found[name] = {"step": step, "value": value, "attempt": attempt}
+                break
+    return found
+
+
+def _facts(job: Job, row: dict[str, Any], now: int) -> None:
+    spec = job.spec
+    program = shlex.join([*(["-m"] if spec.program.kind == "module" else []), spec.program.target, *spec.program.argv])
+    retry = None if job.retry_at_ms is None else f"in {span(max(0, job.retry_at_ms - now) / 1000)}"
+    lines: list[tuple[str, object]] = [
+        ("Job", job.id),
+        ("Name", job.name),
+        ("State", f"{job.state} for {age(job.changed_at_ms, now)}"),
+        ("Why", job.detail),
+        ("Last reason", job.reason),
+        ("Next try", retry),
+        ("Step", progress(row["step"], row["total_steps"]) if row["step"] is not None else None),
+        ("Speed", f"{row['steps_per_s']:.4g} steps/s" if row["steps_per_s"] is not None else None),
+        ("Slot", job.slot),
+        ("Program", program),
+        ("Python", spec.python),
+        ("Parameters", _params(spec.params)),
+        ("Device", spec.device),
+        ("Retries", f"{spec.retries} ({job.failures} used since the last newer checkpoint)"),
+        ("Time limit", None if spec.timeout_s is None else span(spec.timeout_s)),
+        ("Ran", span(job.ran_ms / 1000) if job.ran_ms else None),
+        ("Submitted", f"{when(job.created_at_ms)} by {spec.submitted_by or 'somebody'}"),
+        ("Ended", None if job.ended_at_ms is None else when(job.ended_at_ms)),
+        ("Snapshot", None if spec.snapshot is None else spec.snapshot[:16]),
+    ]
+    for title, value in lines:
+        if value is not None:
+            print(f"{title + ':':<13}{plain(value)}")
+
+
+def _params(params: dict[str, Any]) -> str | None:
+    import orjson
+
+    return orjson.dumps(params).decode() if params else None
+
+
+def _attempts(attempts: list[Attempt], now: int) -> None:
+    columns = [
+        Column(title="N", justify="right"), Column(title="SLOT"), Column(title="START"),
+        Column(title="RAN", justify="right"), Column(title="END"), Column(title="STEPS", justify="right"),
+        Column(title="FROM", justify="right"), Column(title="DETAIL", min_width=14),
+    ]  # fmt: skip
+    print_table(columns, [_attempt_row(attempt, now) for attempt in attempts])
+
+
+def _attempt_row(attempt: Attempt, now: int) -> tuple[object, ...]:
+    outcome = attempt.outcome
+    steps = None
+    if outcome is not None and outcome.last_step is not None:
+        steps = f"{outcome.first_step if outcome.first_step is not None else '?'}-{outcome.last_step}"
+    start_ms = attempt.started_at_ms
+    ran = age(start_ms, attempt.ended_at_ms or now)
+    end = attempt.state.value if outcome is None else outcome.reason.value
+    details = []
+    if outcome is not None:
+        signal = outcome.signal or (f"exit {outcome.exit_code}" if outcome.exit_code else None)
+        details = [part for part in (signal, outcome.detail) if part]
+    resumed = attempt.resumed_step
+    return (
+        attempt.number, attempt.slot, when(start_ms or attempt.assigned_at_ms), ran, end, steps,
+        None if resumed is None else f"step {resumed}", ": ".join(details) or None,
+    )  # fmt: skip
+
+
+def _failure(attempts: list[Attempt]) -> None:
+    outcome = attempts[-1].outcome if attempts else None
+    if outcome is None or outcome.failure is None:
+        return
+    failure = outcome.failure
+    print(f"\nFailure of attempt {attempts[-1].number}")
+    if failure.traceback:
+        print(block(failure.traceback).rstrip())
+    else:
+        print(plain(f"{failure.type or 'error'}: {failure.message or ''}"))

@@ -1,0 +1,140 @@
+"""`submit`: check everything here, where the mistake can be named, and only then put the job on the bus."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trackside.cli import parse
+from trackside.cli.context import open_store, settings_of, who
+from trackside.cli.render import print_json, record, say, size
+from trackside.errors import InvalidJob
+
+if TYPE_CHECKING:
+    from trackside.config import Settings
+    from trackside.models import Job, JobSpec
+
+
+class Device(StrEnum):
+    """What a job may run on."""
+
+    ANY = "any"
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register this command."""
+    app.command()(submit)
+
+
+def submit(
+    ctx: typer.Context,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TARGET [-- ARGS...]",
+            show_default=False,
+            help="A .py script or package.module:function (not with -m); what follows -- goes to the program.",
+        ),
+    ] = None,
+    module: Annotated[str | None, typer.Option("-m", "--module", help="Run this module, as python -m does.")] = None,
+    name: Annotated[str | None, typer.Option(help="For people; default: the program's name.")] = None,
+    param: Annotated[
+        list[str] | None, typer.Option("--param", "-p", metavar="K=V", help="A parameter: JSON, else text. Repeatable.")
+    ] = None,
+    params_file: Annotated[Path | None, typer.Option(help="A JSON object of parameters; --param wins.")] = None,
+    retries: Annotated[int | None, typer.Option(help="Failures made good; default TRACKSIDE_RETRIES.")] = None,
+    timeout: Annotated[str | None, typer.Option(help="Running time of all attempts: 90, 90s, 15m, 2h.")] = None,
+    python: Annotated[Path | None, typer.Option(help="Run it with this interpreter.")] = None,
+    device: Annotated[Device, typer.Option(help="What it may run on.")] = Device.ANY,
+    job_id: Annotated[
+        str | None, typer.Option("--id", metavar="JOB_ID", help="Its id; submitting the same again adds nothing.")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="The folder to send along; default: the script's.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for its end and exit as `trackside wait` does.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the record instead of the id.")] = False,
+) -> None:
+    """Put a job on the bus and print its id.
+
+    The script's folder is sent along, so later edits do not change the job. Options of the program stand after --:
+    trackside submit train.py --retries 2 -- --lr 0.1
+
+    --json: the record, {"id", "name", "state", "spec", "created_at_ms", ...}.
+    """
+    settings = settings_of(ctx)
+    given = list(words or [])
+    if module is None and not given:
+        raise InvalidJob("what shall run? Give a .py script, package.module:function, or -m module")
+    target = None if module is not None else given.pop(0)
+    spec, default_name, data = _prepare(settings, target, module, root, tuple(given))
+    spec = replace(
+        spec,
+        params=parse.params(param or [], params_file, max_bytes=settings.params_max_bytes),
+        python=None if python is None else _interpreter(python),
+        device=device.value,
+        retries=_retries(settings.retries if retries is None else retries),
+        timeout_s=None if timeout is None else parse.duration_s(timeout, "--timeout"),
+        submitted_by=who(),
+    )
+    job = _enqueue(settings, job_id, parse.name(name or default_name), spec, data)
+    if as_json and not wait:
+        print_json(record(job))
+    elif not wait or not as_json:
+        print(job.id, flush=True)
+    if wait:
+        from trackside.cli.control import follow
+
+        raise typer.Exit(follow(open_store(settings), [job.id], limit_s=None, as_json=as_json))
+    say(f"follow it: trackside logs -f {job.id}")
+
+
+def _prepare(
+    settings: Settings, target: str | None, module: str | None, root: Path | None, argv: tuple[str, ...]
+) -> tuple[JobSpec, str, bytes | None]:
+    """The spec's program and snapshot, a name for it, and the snapshot's bytes."""
+    from trackside.cli import program
+    from trackside.models import JobSpec
+
+    found = program.find(target, module, root, argv)
+    if found.root is None:
+        say("no folder is sent along: the module must be installed where the job runs")
+        return JobSpec(program=found.program), found.name, None
+    from trackside.snapshots import pack
+
+    snapshot = pack(found.root, max_bytes=settings.snapshot_max_bytes)
+    say(f"sending {snapshot.files} files of {found.root} ({size(len(snapshot.data))} packed)")
+    return JobSpec(program=found.program, snapshot=snapshot.sha256), found.name, snapshot.data
+
+
+def _enqueue(settings: Settings, job_id: str | None, name: str, spec: JobSpec, data: bytes | None) -> Job:
+    from trackside.ids import check_job_id, new_job_id
+
+    wanted = new_job_id(name) if job_id is None else check_job_id(job_id)
+    job = open_store(settings).submit(wanted, name, spec, data)
+    if replace(job.spec, submitted_by=spec.submitted_by) != spec:
+        raise InvalidJob(
+            f"job {wanted!r} is there already, with another program, parameters or files "
+            f"({shlex.join([job.spec.program.target, *job.spec.program.argv])}): choose another --id"
+        )
+    return job
+
+
+def _retries(count: int) -> int:
+    if not 0 <= count <= 1000:
+        raise InvalidJob(f"--retries is {count}: give 0 to 1000")
+    return count
+
+
+def _interpreter(path: Path) -> str:
+    # Not resolved: a virtual environment's python is a link, and the link's place is what makes it that environment.
+    absolute = Path(os.path.abspath(path.expanduser()))  # noqa: PTH100 -- `resolve` would follow the link
+    if not absolute.is_file() or not os.access(absolute, os.X_OK):
+        raise InvalidJob(f"--python {path} is no program that can be run here: give an interpreter's path")
+    return str(absolute)
