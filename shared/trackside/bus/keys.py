@@ -1,7 +1,6 @@
 """Every key and channel of Trackside, spelled here and nowhere else.
 
 key                        type     written by                    expires
-ts:meta                    hash     whoever comes first           never: schema version, id of this data set
 ts:jobs                    zset     submitter                     never: job id -> created_at_ms
 ts:jobs:live               set      submitter, supervisor         never: ids of jobs not yet in a terminal state
 ts:job:<job>               hash     store (all state)             never: the job's record
@@ -25,7 +24,6 @@ from __future__ import annotations
 from typing import Final
 
 PREFIX: Final = "ts:"
-META: Final = "ts:meta"
 JOBS: Final = "ts:jobs"
 LIVE_JOBS: Final = "ts:jobs:live"
 EVENTS: Final = "ts:events"
