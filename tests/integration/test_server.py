@@ -259,7 +259,7 @@ def test_the_deployments_configuration_and_users_start_a_server(server_binary: S
                     ("EVAL", "return 1", "0"),
                     ("CONFIG", "GET", "dir"),
                     ("FLUSHALL",),
-                    ("DEBUG", "SLEEP", "0"),
+                    ("MODULE", "LIST"),
                 ):
                     with pytest.raises(redis.exceptions.NoPermissionError):
                         client.execute_command(*words)
