@@ -115,19 +115,35 @@ def _prepare(context: AttemptContext) -> IO[str]:
 
 
 def _take_signals(run: Run, page: ControlPage) -> None:
-    owner = os.getpid()
-
     def stop(number: int, frame: Any) -> None:
-        del frame
-        if os.getpid() != owner:  # a child that the script forked, such as a loader's worker: it dies as it would
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            return
+        del number, frame
         command = page.command
         run.request_stop(command.reason if command is not Command.NONE else Command.PREEMPT.reason)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _leave_children_their_sigterm()
+
+
+def _leave_children_their_sigterm() -> None:
+    """Let a child that the script forks, such as a loader's worker, die of SIGTERM as it would without us.
+
+    The signal is held back over the fork: a Python handler that the child inherits loses what arrives before the
+    interpreter has cleaned up after the fork, and whoever terminates a child that was just started would wait for ever.
+    """
+    kept = threading.local()
+
+    def before() -> None:
+        kept.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def in_parent() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, kept.mask)
+
+    def in_child() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, kept.mask)
+
+    os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
 
 
 def _call(context: AttemptContext) -> Outcome:
