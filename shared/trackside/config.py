@@ -60,6 +60,7 @@ class Settings:
 
     dashboard_host: str = "127.0.0.1"
     dashboard_port: int = 8321
+    dashboard_public: bool = False  # may listen where others reach it: it has no login, so put one in front
 
     @property
     def scale(self) -> float:
@@ -82,7 +83,11 @@ class Settings:
         if settings.profile not in ("default", "test"):
             raise ConfigurationError(f"TRACKSIDE_PROFILE is {settings.profile!r}: use 'default' or 'test'")
         if settings.scale != 1.0:
-            times = {f.name: getattr(settings, f.name) / settings.scale for f in fields(cls) if f.name.endswith("_s") and f.name not in given}
+            times = {
+                f.name: getattr(settings, f.name) / settings.scale
+                for f in fields(cls)
+                if f.name.endswith("_s") and f.name not in given
+            }
             settings = replace(settings, **times)
         settings._check()
         return settings

@@ -36,7 +36,7 @@ def retire(client: Client, role: Role, name: str) -> None:
 
 def deadlines(client: Client) -> tuple[int, dict[str, int]]:
     """The server's time and every `<role>:<name>` with its deadline, both in ms."""
-    with client.pipeline() as pipe:
+    with client.pipeline(transaction=False) as pipe:  # the dashboard's user may not MULTI
         pipe.time()
         pipe.zrange(keys.DEADLINES, 0, -1, withscores=True)
         (seconds, micros), scores = pipe.execute()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import Enum
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import orjson
 
@@ -19,8 +19,10 @@ from trackside.codec import decode, encode
 from trackside.errors import DecodeError
 from trackside.models import Batch, Event
 
+T = TypeVar("T")
 _DATA: Final = b"d"
 _TEXT: Final = b"t"
+_LAST_SEQUENCE: Final = 2**64 - 1
 _NOT_LARGER: Final = "equal or smaller than the target stream top item"
 
 
@@ -128,6 +130,17 @@ def newest_event_id(client: Client) -> str:
     return entries[0][0].decode() if entries else "0-0"
 
 
+def newest_events(client: Client, count: int) -> list[Event]:
+    """The newest events that can be read, oldest first."""
+    found: list[Event] = []
+    for _, fields in reversed(cast(list[Any], client.xrevrange(keys.EVENTS, count=count))):
+        try:
+            found.append(decode(Event, fields[_DATA]))
+        except (DecodeError, KeyError):
+            continue
+    return found
+
+
 def read_events(client: Client, after: str, *, block_s: float, count: int = 500) -> list[tuple[str, Event | None]]:
     """Events after an id, waiting up to `block_s` for the first; None for one that cannot be read."""
     block_ms = max(1, int(block_s * 1000))
@@ -151,3 +164,54 @@ def samples(client: Client, host: str, count: int) -> list[tuple[int, dict[str, 
     """The newest samples of a host, oldest first, as (at_ms, sample)."""
     entries = cast(list[Any], client.xrevrange(keys.samples(host), count=count))
     return [(int(raw.split(b"-")[0]), orjson.loads(fields[_DATA])) for raw, fields in reversed(entries)]
+
+
+def read_news(
+    client: Client, events_after: str, metrics_after: dict[str, str], *, block_s: float, count: int = 500
+) -> tuple[list[tuple[str, Event | None]], dict[str, list[tuple[str, int, Batch | None]]]]:
+    """Events, and metrics by job, after these ids, in one command that waits up to `block_s` for the first.
+
+    None stands for an entry that opens an attempt or cannot be read, so that a reader can go on behind it.
+    """
+    jobs = {keys.metrics(job_id): job_id for job_id in metrics_after}
+    after = {keys.EVENTS: events_after, **{key: metrics_after[job_id] for key, job_id in jobs.items()}}
+    answer = cast(Any, client.xread(cast(Any, after), count=count, block=max(1, int(block_s * 1000))))
+    events: list[tuple[str, Event | None]] = []
+    metrics: dict[str, list[tuple[str, int, Batch | None]]] = {}
+    for raw_key, entries in answer or []:
+        job_id = jobs.get(raw_key.decode())
+        for raw_id, fields in entries:
+            entry = raw_id.decode()
+            if job_id is None:
+                events.append((entry, _decoded(Event, fields)))
+            else:
+                number = keys.parse_entry_id(entry)[0]
+                metrics.setdefault(job_id, []).append((entry, number, _decoded(Batch, fields)))
+    return events, metrics
+
+
+def newest_events(client: Client, count: int) -> list[tuple[str, Event | None]]:
+    """The last events, oldest first; None for one that cannot be read."""
+    entries = cast(list[Any], client.xrevrange(keys.EVENTS, count=count))
+    return [(raw_id.decode(), _decoded(Event, fields)) for raw_id, fields in reversed(entries)]
+
+
+def read_history(client: Client, job_id: str, after: str, *, count: int = 500) -> list[tuple[str, Event | None]]:
+    """A page of a job's events after an id ("-": from the first); None for one that cannot be read."""
+    start = after if after == "-" else f"({after}"
+    entries = cast(list[Any], client.xrange(keys.history(job_id), min=start, count=count))
+    return [(raw_id.decode(), _decoded(Event, fields)) for raw_id, fields in entries]
+
+
+def output_tail(client: Client, job_id: str, number: int, *, count: int) -> list[tuple[str, bytes]]:
+    """The last pieces of one attempt's output, oldest first."""
+    first, last = keys.entry_id(number, 0), keys.entry_id(number, _LAST_SEQUENCE)
+    entries = cast(list[Any], client.xrevrange(keys.output(job_id), max=last, min=first, count=count))
+    return [(raw_id.decode(), fields[_TEXT]) for raw_id, fields in reversed(entries) if _TEXT in fields]
+
+
+def _decoded(kind: type[T], fields: dict[bytes, bytes]) -> T | None:
+    try:
+        return decode(kind, fields[_DATA])
+    except (DecodeError, KeyError):
+        return None

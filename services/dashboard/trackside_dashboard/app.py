@@ -1,0 +1,22 @@
+"""The dashboard's frame: navigation, freshness, and the page inside. Run by Streamlit at every visit."""
+
+from pathlib import Path
+
+import streamlit as st
+
+from trackside_dashboard import live, style
+
+st.set_page_config(page_title="Trackside", page_icon=str(Path(__file__).with_name("icon.svg")), layout="wide")
+pages = [
+    st.Page("views/fleet.py", title="Fleet", icon=":material/grid_view:", default=True),
+    st.Page("views/jobs.py", title="Jobs", icon=":material/list:", url_path="jobs"),
+    st.Page("views/job.py", title="Job", icon=":material/show_chart:", url_path="job", visibility="hidden"),
+    st.Page("views/processes.py", title="Processes", icon=":material/memory:", url_path="processes"),
+    st.Page("views/events.py", title="Events", icon=":material/history:", url_path="events"),
+]
+page = st.navigation(pages, position="top")
+st.html(style.CSS)
+with st.container(key="frame"):
+    live.freshness()
+with st.container(key="page"):
+    page.run()

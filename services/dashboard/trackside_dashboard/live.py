@@ -1,0 +1,56 @@
+"""The session's side: the shared hub, and what every page shows of its freshness."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import streamlit as st
+
+from trackside.bus.client import service_url
+from trackside.config import Settings
+from trackside_dashboard import text
+from trackside_dashboard.hub import Hub
+
+REFRESH_S: Final = 1.0
+_given: list[Settings] = []  # by `main`, which runs this app in its own process
+
+
+def give(settings: Settings) -> None:
+    """Say what the app of this process is to use."""
+    _given[:] = [settings]
+
+
+@st.cache_resource(show_spinner=False, on_release=lambda hub: hub.stop())
+def hub() -> Hub:
+    """The one reader of this process."""
+    settings = _given[0] if _given else Settings.from_environ()
+    return Hub(lambda: service_url(settings)).start()
+
+
+def browser_zone() -> str | None:
+    """The viewer's time zone, where the browser told it."""
+    return st.context.timezone
+
+
+@st.fragment(run_every=REFRESH_S)
+def freshness() -> None:
+    """The badge that says how old everything on the page is; greys the page where it is not live."""
+    health = hub().health()
+    if health.state == "live":
+        st.badge("live", icon=":material/sensors:", color="green", help="Read from the server within 3 seconds.")
+    else:
+        since = text.clock(health.seen_at_ms, text.zone(browser_zone()))
+        if health.state == "stale":
+            st.badge(
+                f"stale since {since} ({text.whole_span(health.age_s or 0)})", icon=":material/history:", color="red"
+            )
+            st.html("<style>.st-key-page{filter:grayscale(1);opacity:.55}</style>")
+        elif health.error is None:
+            st.badge("connecting", icon=":material/more_horiz:", color="gray")
+        else:
+            st.badge("no server", icon=":material/cloud_off:", color="red")
+        if health.error is not None:
+            st.text(text.plain(health.error, 300))
+            st.markdown("Start it with `trackside up`; this page connects by itself.")
+    if health.faults:
+        st.badge(f"{health.faults} reader faults", icon=":material/error:", color="orange", help=text.md(health.fault))

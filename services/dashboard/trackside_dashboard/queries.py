@@ -1,0 +1,354 @@
+"""Questions to a snapshot, answered as rows and facts ready to show. Pure: no server, no screen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from trackside.bus import keys
+from trackside.models import ACTIVE, Attempt, Beat, Event, EventKind, Job, JobState, Role, Slot
+from trackside_dashboard import text
+from trackside_dashboard.snapshot import JobView, Latest, Snapshot, Trace
+
+SlotState = Literal["idle", "busy", "silent", "cordoned", "stopping"]
+DAY_MS: Final = 24 * 3600 * 1000
+ROWS_MAX: Final = 2_000
+_METRICS_SHOWN: Final = 3
+_OPEN_STATES: Final = (JobState.QUEUED, JobState.WAITING)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """The fleet in a few numbers."""
+
+    running: int
+    queued: int
+    waiting: int
+    paused: int
+    failed_day: int  # ended as failed within the last 24 hours
+    succeeded_day: int
+    slots: int
+    busy: int
+    silent: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far a job is. `fraction` is None where the total is not known."""
+
+    step: int | None = None
+    total: int | None = None
+    steps_per_s: float | None = None
+    eta_s: float | None = None
+
+    @property
+    def fraction(self) -> float | None:
+        if self.step is None or not self.total:
+            return None
+        return min(1.0, max(0.0, self.step / self.total))
+
+    @property
+    def words(self) -> str:
+        """`120 / 500`, or what of it is known."""
+        if self.step is None:
+            return text.UNKNOWN
+        return text.count(self.step) + (f" / {text.count(self.total)}" if self.total else "")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tile:
+    """One slot as the fleet page shows it."""
+
+    slot: Slot
+    state: SlotState
+    job: Job | None
+    attempt: int | None
+    progress: Progress
+    beat_age_s: float | None
+    silent_s: float | None  # since its beat ran out
+    load_pct: float | None  # of the GPU, or of one core
+    memory_mib: float | None
+    temperature_c: float | None
+    trace: Trace
+
+
+def worker_beat(snapshot: Snapshot, slot_id: str | None) -> Beat | None:
+    """The beat of a slot's worker, if it can be heard."""
+    return None if slot_id is None else snapshot.beats.get(keys.deadline_member(Role.WORKER, slot_id))
+
+
+def progress(snapshot: Snapshot, job: Job) -> Progress:
+    """Where a job stands: by its worker's beat while it runs, else by its metrics and checkpoints."""
+    latest = snapshot.latest.get(job.id, Latest())
+    beat = worker_beat(snapshot, job.slot)
+    total = latest.total
+    if beat is not None and beat.job == job.id and beat.attempt == job.attempt:
+        total = beat.total if beat.total is not None else total
+        step = beat.step if beat.step is not None else latest.step
+        speed = beat.steps_per_s
+        eta_s = (total - step) / speed if total and step is not None and speed and math.isfinite(speed) else None
+        return Progress(step=step, total=total, steps_per_s=speed, eta_s=eta_s)
+    saved = job.checkpoints[0].step if job.checkpoints else None
+    return Progress(step=latest.step if latest.step is not None else saved, total=total)
+
+
+def summary(snapshot: Snapshot) -> Summary:
+    """The numbers on top of the fleet page."""
+    by_state: dict[JobState, int] = {}
+    for job in snapshot.jobs.values():
+        by_state[job.state] = by_state.get(job.state, 0) + 1
+    fresh = [j for j in snapshot.jobs.values() if j.ended_at_ms is not None and snapshot.at_ms - j.ended_at_ms < DAY_MS]
+    states = [slot_state(slot, worker_beat(snapshot, slot.id)) for slot in snapshot.slots]
+    return Summary(
+        running=sum(by_state.get(state, 0) for state in ACTIVE),
+        queued=by_state.get(JobState.QUEUED, 0),
+        waiting=by_state.get(JobState.WAITING, 0),
+        paused=by_state.get(JobState.PAUSED, 0),
+        failed_day=sum(job.state is JobState.FAILED for job in fresh),
+        succeeded_day=sum(job.state is JobState.SUCCEEDED for job in fresh),
+        slots=len(states),
+        busy=sum(state == "busy" for state in states),
+        silent=sum(state == "silent" for state in states),
+    )
+
+
+def slot_state(slot: Slot, beat: Beat | None) -> SlotState:
+    """What a slot does, the worst news first."""
+    if beat is None:
+        return "silent"
+    if beat.job is not None:
+        return "busy"
+    if slot.cordoned:
+        return "cordoned"
+    return "stopping" if beat.stopping else "idle"
+
+
+def tiles(snapshot: Snapshot, now_ms: int) -> list[Tile]:
+    """Every slot, by id."""
+    return [_tile(snapshot, slot, now_ms) for slot in snapshot.slots]
+
+
+def _tile(snapshot: Snapshot, slot: Slot, now_ms: int) -> Tile:
+    beat = worker_beat(snapshot, slot.id)
+    job = snapshot.jobs.get(beat.job) if beat is not None and beat.job is not None else None
+    if job is None:  # given to this slot, not heard of by its worker
+        job = next((j for j in snapshot.jobs.values() if j.slot == slot.id), None)
+    deadline = snapshot.deadlines_ms.get(keys.deadline_member(Role.WORKER, slot.id))
+    gpu = _gpu(snapshot.samples.get(slot.host, {}), slot.gpu_uuid)
+    load = _first(beat.gpu_util_pct if beat else None, gpu.get("util_pct")) if slot.kind == "gpu" else None
+    memory = _first(beat.gpu_memory_mib if beat else None, gpu.get("memory_used_mib")) if slot.kind == "gpu" else None
+    return Tile(
+        slot=slot,
+        state=slot_state(slot, beat),
+        job=job,
+        attempt=job.attempt if job is not None else None,
+        progress=progress(snapshot, job) if job is not None else Progress(),
+        beat_age_s=max(0, now_ms - beat.at_ms) / 1000 if beat is not None else None,
+        silent_s=max(0, now_ms - deadline) / 1000 if beat is None and deadline is not None else None,
+        load_pct=load if slot.kind == "gpu" else (beat.cpu_pct if beat is not None else None),
+        memory_mib=memory if slot.kind == "gpu" else (beat.rss_mib if beat is not None else None),
+        temperature_c=_first(gpu.get("temperature_c")),
+        trace=snapshot.traces.get(slot.id, Trace()),
+    )
+
+
+def _gpu(sample: Mapping[str, Any], uuid: str | None) -> Mapping[str, Any]:
+    gpus = sample.get("gpus")
+    if uuid is None or not isinstance(gpus, list):
+        return {}
+    return next((gpu for gpu in gpus if isinstance(gpu, dict) and gpu.get("uuid") == uuid), {})
+
+
+def _first(*values: object) -> float | None:
+    for value in values:
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    return None
+
+
+def why(job: Job, now_ms: int) -> str:
+    """Why a job is in its state, for people: the next try, the newest end, the recorded sentence."""
+    parts: list[str] = []
+    if job.state is JobState.WAITING and job.retry_at_ms is not None:
+        left_s = (job.retry_at_ms - now_ms) / 1000
+        parts.append(f"next try in {text.whole_span(left_s)}" if left_s > 0 else "next try now")
+    if job.reason is not None and job.reason.value != job.state.value:
+        parts.append(job.reason.value.replace("_", " "))
+    if job.detail:
+        parts.append(text.plain(job.detail, 300))
+    return " · ".join(parts)
+
+
+def job_rows(
+    snapshot: Snapshot, now_ms: int, *, states: Collection[str] = (), needle: str = ""
+) -> list[dict[str, object]]:
+    """The job table, newest first; `needle` is looked for in name, id, slot, reason and detail."""
+    rows: list[dict[str, object]] = []
+    for job_id in snapshot.order:
+        job = snapshot.jobs[job_id]
+        if (not states or job.state.value in states) and _matches(job, needle):
+            rows.append(_row(snapshot, job, now_ms))
+        if len(rows) >= ROWS_MAX:
+            break
+    return rows
+
+
+def _matches(job: Job, needle: str) -> bool:
+    fields = (job.name, job.id, job.slot or "", job.reason or "", job.detail or "", job.spec.program.target)
+    return all(word in " ".join(fields).lower() for word in needle.lower().split())
+
+
+def _row(snapshot: Snapshot, job: Job, now_ms: int) -> dict[str, object]:
+    at = progress(snapshot, job)
+    latest = snapshot.latest.get(job.id, Latest())
+    shown = list(latest.values.items())[:_METRICS_SHOWN]
+    age = job.ended_at_ms if job.state.terminal else job.changed_at_ms
+    return {
+        "state": [text.chip(job.state)],
+        "name": text.plain(job.name, 80),
+        "progress": None if at.fraction is None else round(100 * at.fraction),
+        "step": at.words,
+        "left": "" if at.eta_s is None else text.span(at.eta_s),
+        "metrics": " · ".join(f"{text.plain(name, 24)} {text.number(value)}" for name, value in shown),
+        "why": why(job, now_ms),
+        "attempt": job.attempt or None,
+        "slot": text.plain(job.slot or "", 60),
+        "since": text.ago(age, now_ms),
+        "submitted": text.ago(job.created_at_ms, now_ms),
+        "id": job.id,
+    }
+
+
+def restarts(attempts: Iterable[Attempt]) -> list[dict[str, object]]:
+    """Where each attempt but the first began: step, time and what it went on from."""
+    return [
+        {
+            "attempt": attempt.number,
+            "step": (attempt.resumed_step or 0) + 1,
+            "at_ms": attempt.started_at_ms or attempt.assigned_at_ms,
+            "label": f"attempt {attempt.number}",
+        }
+        for attempt in attempts
+        if attempt.number > 1
+    ]
+
+
+def attempt_rows(view: JobView, now_ms: int) -> list[dict[str, object]]:
+    """The attempts of a job, newest first."""
+    rows: list[dict[str, object]] = []
+    for a in reversed(view.attempts):
+        out = a.outcome
+        start = a.started_at_ms
+        steps = f"{text.count(out.first_step)} – {text.count(out.last_step)}" if out is not None else text.UNKNOWN
+        end = ([out.signal] if out and out.signal else []) + (
+            [f"exit {out.exit_code}"] if out and out.exit_code else []
+        )
+        rows.append(
+            {
+                "attempt": a.number,
+                "state": a.state.value,
+                "reason": out.reason.value.replace("_", " ") if out is not None else "",
+                "end": text.plain(", ".join([*end, *([out.detail] if out is not None and out.detail else [])]), 300),
+                "slot": text.plain(a.slot, 60),
+                "started": start,
+                "ran": text.span(((a.ended_at_ms or now_ms) - start) / 1000) if start is not None else text.UNKNOWN,
+                "steps": steps,
+                "resumed": f"step {text.count(a.resumed_step)}" if a.resumed_step is not None else "",
+                "pid": a.pid,
+                "noticed": text.UNKNOWN
+                if out is None or out.noticed_after_ms is None
+                else text.unit(out.noticed_after_ms, "ms"),
+            }
+        )
+    return rows
+
+
+def event_words(event: Event) -> str:
+    """What an event tells, in a few words."""
+    data = event.data
+    match event.kind:
+        case EventKind.TRANSITION:
+            return f"{event.old} → {event.new}"
+        case EventKind.SUBMITTED:
+            return "submitted"
+        case EventKind.ASSIGNED:
+            return f"attempt {event.attempt} given to {data.get('slot', 'a slot')}"
+        case EventKind.STARTED:
+            return f"attempt {event.attempt} started"
+        case EventKind.RESTORED:
+            return f"attempt {event.attempt} goes on from step {data.get('resumed_step', '?')}"
+        case EventKind.CHECKPOINT:
+            return f"checkpoint of step {data.get('step', '?')}"
+        case EventKind.ENDED:
+            return f"attempt {event.attempt} ended: {str(event.cause or '').replace('_', ' ')}"
+        case EventKind.NOTE:
+            return "note"
+    return str(event.kind)
+
+
+def event_rows(
+    events: Iterable[Event], jobs: Mapping[str, Job], now_ms: int, *, kinds: Collection[str] = (), limit: int = 300
+) -> list[dict[str, object]]:
+    """Events, newest first."""
+    rows: list[dict[str, object]] = []
+    for event in reversed(tuple(events)):
+        if kinds and event.kind.value not in kinds:
+            continue
+        job = jobs.get(event.job) if event.job is not None else None
+        left_out = {"slot", "resumed_step", "step"}
+        facts = [f"{k} {v}" for k, v in event.data.items() if k not in left_out and v is not None and k != "detail"]
+        rows.append(
+            {
+                "time": event.at_ms,
+                "ago": text.ago(event.at_ms, now_ms),
+                "kind": event.kind.value,
+                "job": text.plain(job.name if job is not None else event.job or "", 60),
+                "what": text.plain(event_words(event), 160),
+                "cause": text.plain(event.cause or "", 120),
+                "detail": text.plain(event.data.get("detail") or " · ".join(facts), 300),
+                "by": text.plain(event.by or "", 60),
+                "id": event.job or "",
+            }
+        )
+        if len(rows) >= limit:
+            break
+    return rows
+
+
+def process_rows(snapshot: Snapshot, now_ms: int) -> list[dict[str, object]]:
+    """Every process that has ever beaten and not left in order; the silent ones first."""
+    rows: list[dict[str, object]] = []
+    for member, beat in sorted(snapshot.beats.items(), key=lambda item: (item[1] is not None, item[0])):
+        role, _, name = member.partition(":")
+        deadline = snapshot.deadlines_ms.get(member, now_ms)
+        silent = text.whole_span((now_ms - deadline) / 1000)
+        doing = ""
+        if beat is not None:
+            doing = "leads" if beat.leader else "stands by" if beat.leader is False else ""
+            doing = f"job {beat.job}, attempt {beat.attempt}" if beat.job is not None else doing
+            doing = "stopping" if beat.stopping else doing
+        rows.append(
+            {
+                "state": ["✓ beating" if beat is not None else "✕ silent"],
+                "role": text.plain(role, 20),
+                "name": text.plain(name, 60),
+                "host": text.plain(beat.host, 60) if beat is not None else "",
+                "pid": beat.pid if beat is not None else None,
+                "beat": text.span((now_ms - beat.at_ms) / 1000) + " ago" if beat is not None else f"none for {silent}",
+                "up": text.whole_span((now_ms - beat.started_at_ms) / 1000) if beat is not None else text.UNKNOWN,
+                "doing": text.plain(doing, 100),
+            }
+        )
+    return rows
+
+
+def failure(view: JobView) -> tuple[Attempt, str] | None:
+    """The newest attempt that ended badly, and its traceback or message."""
+    for attempt in reversed(view.attempts):
+        out = attempt.outcome
+        if out is not None and out.failure is not None:
+            told = out.failure.traceback or f"{out.failure.type or 'error'}: {out.failure.message or ''}"
+            return attempt, text.block(told)
+    return None

@@ -1,0 +1,102 @@
+"""Every slot, and the fleet in a few numbers."""
+
+import math
+
+import streamlit as st
+
+from trackside_dashboard import live, queries, text
+
+COLOURS = {"busy": "blue", "idle": "green", "silent": "red", "cordoned": "orange", "stopping": "gray"}
+ICONS = {"busy": "▶", "idle": "○", "silent": "✕", "cordoned": "◫", "stopping": "◌"}
+SPARK_POINTS = 60
+
+
+@st.fragment(run_every=live.REFRESH_S)
+def fleet() -> None:
+    hub = live.hub()
+    snapshot, now_ms = hub.snapshot(), hub.now_ms()
+    facts = queries.summary(snapshot)
+    with st.grid("auto", min_column_width=150):
+        st.metric("Running", facts.running, border=True)
+        later = f"{facts.waiting} waiting to retry" if facts.waiting else None
+        st.metric("Queued", facts.queued, border=True, delta=later, delta_color="off", delta_arrow="off")
+        st.metric("Succeeded · 24 h", facts.succeeded_day, border=True)
+        st.metric("Failed · 24 h", facts.failed_day, border=True)
+        silent = f"{facts.silent} silent" if facts.silent else None
+        st.metric(
+            "Slots busy", f"{facts.busy} / {facts.slots}", border=True, delta=silent, delta_color="inverse",
+            delta_arrow="off",
+        )  # fmt: skip
+    if not snapshot.slots:
+        empty(snapshot.version == 0)
+        return
+    with st.grid("auto", min_column_width=320):
+        for tile in queries.tiles(snapshot, now_ms):
+            with st.container(border=True, key=f"slot-{tile.slot.id}", gap="small"):
+                draw(tile)
+
+
+def empty(unread: bool) -> None:
+    if unread:
+        st.skeleton(height=160)
+        return
+    st.markdown("##### No slot is registered")
+    st.markdown("A trainer offers this machine's GPUs, or a share of its CPU. `trackside up` starts one, or alone:")
+    st.code("trackside trainer", language=None)
+
+
+def draw(tile: queries.Tile) -> None:
+    slot = tile.slot
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.markdown(f"**{text.md(slot.id, 40)}**", width="content")
+        with st.container(horizontal=True, width="content", gap="xsmall"):
+            if slot.cordoned and tile.state != "cordoned":
+                st.badge("cordoned", color="orange")
+            st.badge(f"{ICONS[tile.state]} {tile.state}", color=COLOURS[tile.state])
+    device = slot.gpu_name or "GPU" if slot.kind == "gpu" else f"CPU, {slot.threads} threads"
+    memory = f", {slot.gpu_memory_mib / 1024:.0f} GiB" if slot.gpu_memory_mib else ""
+    st.caption(f"{text.md(slot.host, 40)} · {text.md(device, 60)}{memory}")
+    if tile.job is None:
+        st.caption("no job")
+    else:
+        job_part(tile)
+    numbers(tile)
+
+
+def job_part(tile: queries.Tile) -> None:
+    assert tile.job is not None
+    label = f"{text.md(tile.job.name, 48)} · attempt {tile.attempt}"
+    st.page_link("views/job.py", label=label, icon=":material/show_chart:", query_params={"job": tile.job.id})
+    at = tile.progress
+    left = f" · {text.span(at.eta_s)} left" if at.eta_s is not None else ""
+    percent = f" · {100 * at.fraction:.0f} %" if at.fraction is not None else ""
+    st.progress(at.fraction or 0.0, text=f"step {at.words}{percent}{left}")
+
+
+def numbers(tile: queries.Tile) -> None:
+    gpu = tile.slot.kind == "gpu"
+    columns = st.columns([5, 6], vertical_alignment="center", wrap=False)
+    trace = [value if value is not None else math.nan for value in tile.trace.load_pct[-SPARK_POINTS:]]
+    with columns[0]:
+        st.metric(
+            "GPU" if gpu else "CPU", text.unit(tile.load_pct, "%"), chart_data=trace if len(trace) > 1 else None,
+            chart_type="area",
+        )  # fmt: skip
+    lines = []
+    if tile.progress.steps_per_s is not None:
+        lines.append(f"**{text.number(tile.progress.steps_per_s, 3)}** steps/s")
+    if tile.memory_mib is not None:
+        lines.append(f"**{text.unit(tile.memory_mib, 'MiB')}** {'on the GPU' if gpu else 'memory'}")
+    if tile.temperature_c is not None:
+        lines.append(f"**{text.unit(tile.temperature_c, '°C')}**")
+    if tile.beat_age_s is not None:
+        lines.append(f"beat **{text.span(tile.beat_age_s)}** ago")
+    elif tile.silent_s is not None:
+        lines.append(f":red[**silent for {text.whole_span(tile.silent_s)}**]")
+    else:
+        lines.append(":red[**never heard**]")
+    columns[1].markdown("  \n".join(f":small[{line}]" for line in lines))
+
+
+st.markdown("# Fleet")
+fleet()

@@ -1,0 +1,236 @@
+"""One job: why it is where it is, its curves, attempts, output and history."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from trackside.errors import InvalidJob
+from trackside.ids import check_job_id
+from trackside.models import Job
+from trackside_dashboard import charts, live, queries, tables, text
+from trackside_dashboard.snapshot import JobView
+
+CHARTS_MAX = 12
+
+
+def chosen() -> str | None:
+    try:
+        return check_job_id(st.query_params.get("job", ""))
+    except InvalidJob:
+        return None
+
+
+def found(job_id: str) -> tuple[Job, JobView] | None:
+    view = live.hub().view(job_id)
+    job = live.hub().snapshot().jobs.get(job_id)
+    return (job, view) if job is not None and view is not None else None
+
+
+def missing(job_id: str | None) -> None:
+    if live.hub().health().state == "none":
+        st.skeleton(height=240)
+        return
+    st.markdown("##### No such job" if job_id else "##### No job chosen")
+    st.markdown("The list has them all:")
+    st.page_link("views/jobs.py", label="Jobs", icon=":material/list:")
+
+
+@st.fragment(run_every=live.REFRESH_S)
+def header(job_id: str) -> None:
+    hub = live.hub()
+    both = found(job_id)
+    if both is None:
+        missing(job_id)
+        return
+    job, view = both
+    now_ms = hub.now_ms()
+    st.page_link("views/jobs.py", label="All jobs", icon=":material/arrow_back:")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(f"# {text.md(job.name, 80)}", width="content")
+        st.badge(text.chip(job.state), color=text.STATES[job.state][1])  # type: ignore[arg-type]  # names of the theme
+    reason = queries.why(job, now_ms)
+    since = text.ago(job.ended_at_ms or job.changed_at_ms, now_ms)
+    st.markdown(f"{text.md(reason, 400) + ' · ' if reason else ''}:gray[{job.state.value} since {since}]")
+    at = queries.progress(hub.snapshot(), job)
+    left = f" · {text.span(at.eta_s)} left" if at.eta_s is not None else ""
+    percent = f" · {100 * at.fraction:.0f} %" if at.fraction is not None else ""
+    if at.step is not None:
+        st.progress(at.fraction or 0.0, text=f"step {at.words}{percent}{left}")
+    ran_ms = job.ran_ms + sum(now_ms - a.started_at_ms for a in view.attempts if a.started_at_ms and not a.ended_at_ms)
+    saved = f"step {text.count(job.checkpoints[0].step)}" if job.checkpoints else "none"
+    with st.grid("auto", min_column_width=140):
+        st.metric("Attempt", f"{job.attempt} / {job.spec.retries + 1}", border=True)
+        st.metric("Speed", f"{text.number(at.steps_per_s, 3)} /s" if at.steps_per_s else text.UNKNOWN, border=True)
+        st.metric("Running time", text.span(ran_ms / 1000), border=True)
+        st.metric("Checkpoint", saved, border=True)
+        st.metric("Slot", text.plain(job.slot or text.UNKNOWN, 40), border=True)
+    bad = queries.failure(view)
+    if bad is not None:
+        attempt, told = bad
+        with st.expander(f"Attempt {attempt.number} failed", icon=":material/error:", expanded=job.state.terminal):
+            st.code(told[-8000:], language=None, wrap_lines=True)
+
+
+@st.fragment(run_every=live.REFRESH_S)
+def curves(job_id: str) -> None:
+    both = found(job_id)
+    if both is None:
+        return
+    job, view = both
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown("### Metrics", width="content")
+        axis = st.segmented_control(
+            "Axis", ["step", "time"], default="step", required=True, key="axis", label_visibility="collapsed",
+            bind="query-params",
+        )  # fmt: skip
+        log = st.toggle("log scale", key="log", bind="query-params")
+        needle = ""
+        if len(view.lines) > 6:
+            needle = st.text_input(
+                "Metric", key="metric", placeholder="Metric …", label_visibility="collapsed", width=200, max_chars=60
+            )
+    names = [name for name in view.lines if (needle or "").lower() in name.lower()]
+    if not names:
+        st.caption("No metric yet. The script writes them with `run.log(loss=…)`.")
+        return
+    draw(job, view, names[:CHARTS_MAX], "time" if axis == "time" else "step", log)
+    if len(names) > CHARTS_MAX:
+        st.caption(f"{CHARTS_MAX} of {len(names)} metrics; type part of a name to see others.")
+    if view.left_out:
+        st.caption(
+            f"{view.left_out} values of further metrics are not kept here; `trackside metrics {job.id}` has them."
+        )
+    if not view.complete:
+        st.caption("Older points are still being read.")
+
+
+def draw(job: Job, view: JobView, names: list[str], axis: charts.Axis, log: bool) -> None:
+    restarts = queries.restarts(view.attempts)
+    with st.grid("auto", min_column_width=380):
+        for number, name in enumerate(names):
+            line = view.lines[name]
+            version = (len(line), len(restarts), log)
+            frame = live.hub().memo(
+                ("points", job.id, name, axis), version, lambda line=line: charts.points(line, axis)
+            )
+            odd = live.hub().memo(("odd", job.id, name), len(line), lambda line=line: charts.odd_count(line))
+            with st.container(border=True, gap="xsmall"):
+                with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+                    st.markdown(f"**{text.md(name, 60)}**", width="content")
+                    newest = float(line.values[-1]) if len(line) else None
+                    st.markdown(f"**{text.number(newest)}**", width="content")
+                st.vega_lite_chart(
+                    frame, charts.curve(restarts, axis, log=log), key=f"chart-{number}-{axis}-{log}",
+                    alt=f"Curve of {text.plain(name, 60)}",
+                )  # fmt: skip
+                if odd:
+                    st.caption(f":red[▲ {odd} {'value is' if odd == 1 else 'values are'} no number]")
+
+
+@st.fragment(run_every=live.REFRESH_S)
+def details(job_id: str) -> None:
+    both = found(job_id)
+    if both is None:
+        return
+    job, view = both
+    now_ms = live.hub().now_ms()
+    tz = text.zone(live.browser_zone())
+    output, attempts, events, checkpoints, submission = st.tabs(
+        ["Output", f"Attempts ({len(view.attempts)})", f"Events ({len(view.history)})",
+         f"Checkpoints ({len(job.checkpoints)})", "Submission"], key="details",
+    )  # fmt: skip
+    with output:
+        tail(job)
+    with attempts:
+        rows = queries.attempt_rows(view, now_ms)
+        if rows:
+            frame = pd.DataFrame(tables.timed(rows, "started", tz))
+            st.dataframe(
+                frame, column_config=tables.ATTEMPTS, hide_index=True, key="attempts", alt="Attempts, newest first"
+            )
+        else:
+            st.caption("No attempt yet: it waits for a free slot.")
+    with events:
+        rows = queries.event_rows(view.history, {job.id: job}, now_ms, limit=500)
+        frame = pd.DataFrame(tables.timed(rows, "time", tz)).drop(columns=["job"], errors="ignore")
+        st.dataframe(frame, column_config=tables.EVENTS, hide_index=True, key="history", alt="Events, newest first")
+    with checkpoints:
+        saved(job, now_ms)
+    with submission:
+        submitted(job)
+
+
+def tail(job: Job) -> None:
+    if job.attempt < 1:
+        st.caption("No output yet: no attempt was started.")
+        return
+    numbers = list(range(job.attempt, max(0, job.attempt - 20), -1))
+    number = numbers[0]
+    if len(numbers) > 1:
+        number = st.segmented_control(
+            "Attempt", numbers, default=numbers[0], required=True, key="output-of", label_visibility="collapsed",
+            format_func=lambda n: f"attempt {n}",
+        ) or numbers[0]  # fmt: skip
+    view = live.hub().view(job.id, attempt=number)
+    told = view.tails.get(number, "") if view is not None else ""
+    if not told:
+        st.caption("This attempt has written nothing.")
+        return
+    if view is not None and number in view.cut:
+        st.caption(f"The end of it; `trackside logs {job.id}` prints all.")
+    with st.container(height=420, border=True, autoscroll=True):
+        st.code(text.block(told), language=None, wrap_lines=True)
+
+
+def saved(job: Job, now_ms: int) -> None:
+    if not job.checkpoints:
+        st.caption("None yet. `run.checkpointer(model=model, every=100)` in the script writes them.")
+        return
+    rows = [
+        {"Step": c.step, "Attempt": c.attempt, "Name": text.plain(c.name), "Size": text.size(c.bytes),
+         "Written": text.ago(c.at_ms, now_ms), "SHA-256 of its manifest": c.digest[:16]}
+        for c in job.checkpoints
+    ]  # fmt: skip
+    st.dataframe(pd.DataFrame(rows), hide_index=True, key="checkpoints", alt="Checkpoints, newest first")
+
+
+def submitted(job: Job) -> None:
+    spec = job.spec
+    facts = {
+        "Id": job.id,
+        "Program": " ".join([spec.program.target, *spec.program.argv]),
+        "Device": spec.device,
+        "Retries": str(spec.retries),
+        "Time limit": text.span(spec.timeout_s) if spec.timeout_s else "none",
+        "Submitted": text.clock(job.created_at_ms, text.zone(live.browser_zone()), date=True),
+        "Submitted by": spec.submitted_by or text.UNKNOWN,
+        "Snapshot": (spec.snapshot or text.UNKNOWN)[:16],
+        **{f"params.{name}": str(value) for name, value in spec.params.items()},
+    }
+    rows = [{"": text.plain(name, 60), "Value": text.plain(value, 400)} for name, value in facts.items()]
+    st.dataframe(pd.DataFrame(rows), hide_index=True, key="submission", alt="What was submitted")
+
+
+def download(job_id: str) -> None:
+    """Outside the fragments: a button that is drawn anew each second cannot be pressed reliably."""
+
+    def rows() -> str:
+        view = live.hub().view(job_id)
+        return charts.metrics_csv(view.lines if view is not None else {})
+
+    st.download_button(
+        "Metrics as CSV", rows, file_name=f"{job_id}-metrics.csv", mime="text/csv", on_click="ignore",
+        icon=":material/download:", type="tertiary",
+    )  # fmt: skip
+
+
+job_id = chosen()
+if job_id is None:
+    missing(None)
+else:
+    header(job_id)
+    curves(job_id)
+    if found(job_id) is not None:
+        download(job_id)
+    details(job_id)
