@@ -16,7 +16,6 @@ How one lives:
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import hashlib
 import json
@@ -36,6 +35,7 @@ from urllib.parse import quote
 from trackside.bus.acl import USERS, acl_lines, parse_version, unused_commands
 from trackside.errors import AlreadyRunning, ServerError
 from trackside.homelock import HomeLock
+from trackside.processes import die_with_parent
 from trackside.secretfiles import ensure_password, private_dir, read_password, write_private
 from trackside.server_binary import ServerBinary, can_load, choose_binary
 from trackside.server_log import explain
@@ -46,7 +46,6 @@ _SOCKET_PATH_MAX_BYTES: Final = 100  # the kernel takes 108, some systems 104
 _POLL_S: Final = 0.005  # a start takes about 50 ms
 _LEFTOVER_S: Final = 5.0  # a server whose launcher was killed is on its way out; measured 0.1 s
 _LOG_MAX_BYTES: Final = 8 * 1024 * 1024
-_PR_SET_PDEATHSIG: Final = 1
 
 
 class EmbeddedServer:
@@ -222,7 +221,7 @@ class EmbeddedServer:
                 pass_fds=(self._lock_fd,),
                 umask=0o077,
                 start_new_session=True,  # Ctrl-C is the launcher's: services stop first, then the server
-                preexec_fn=_end_with_parent(),  # noqa: PLW1509 -- two system calls, on names looked up before the fork
+                preexec_fn=_end_with_parent(),  # noqa: PLW1509 -- two system calls, nothing that takes a lock
             )
         except OSError as error:
             raise ServerError(f"cannot run {binary.path}: {error.strerror}. Reinstall it, or remove it") from error
@@ -353,12 +352,5 @@ def _end_with_parent() -> Callable[[], None] | None:
     """What the child runs before it becomes the server; None where the kernel has no such signal."""
     if sys.platform != "linux":
         return None
-    prctl = ctypes.CDLL(None).prctl
     parent = os.getpid()
-
-    def bind() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return bind
+    return lambda: die_with_parent(signal.SIGTERM, parent)
