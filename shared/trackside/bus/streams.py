@@ -130,17 +130,6 @@ def newest_event_id(client: Client) -> str:
     return entries[0][0].decode() if entries else "0-0"
 
 
-def newest_events(client: Client, count: int) -> list[Event]:
-    """The newest events that can be read, oldest first."""
-    found: list[Event] = []
-    for _, fields in reversed(cast(list[Any], client.xrevrange(keys.EVENTS, count=count))):
-        try:
-            found.append(decode(Event, fields[_DATA]))
-        except (DecodeError, KeyError):
-            continue
-    return found
-
-
 def read_events(client: Client, after: str, *, block_s: float, count: int = 500) -> list[tuple[str, Event | None]]:
     """Events after an id, waiting up to `block_s` for the first; None for one that cannot be read."""
     block_ms = max(1, int(block_s * 1000))
