@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from trackside.cli import control, listing, output, services, show, submit
+from trackside.cli import control, doctor, listing, live, metrics, output, rqinfo, services, show, submit
 from trackside.cli.context import Globals
 from trackside.cli.render import say
 from trackside.errors import (
@@ -88,7 +88,7 @@ def root(
     ctx.obj = Globals(home=home)
 
 
-for group in (submit, listing, show, output, control, services):
+for group in (submit, listing, show, output, metrics, control, live, services, rqinfo, doctor):
     group.add_to(app)
 
 

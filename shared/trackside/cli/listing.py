@@ -69,9 +69,9 @@ def ls(
         return
     named = not narrow() or any(not _named_by_id(job) for job in jobs)
     columns = [
-        Column(title="ID", min_width=12), *([Column(title="NAME")] if named else []), Column(title="STATE"),
+        Column(title="ID"), *([Column(title="NAME")] if named else []), Column(title="STATE"),
         Column(title="STEP", justify="right"), Column(title="ATT", justify="right"), Column(title="SLOT"),
-        Column(title="AGE", justify="right"), Column(title="WHY", min_width=14),
+        Column(title="AGE", justify="right"), Column(title="WHY", note=True),
     ]  # fmt: skip
     print_table(
         columns,
@@ -137,9 +137,10 @@ def ps(ctx: typer.Context, as_json: Json = False) -> None:
     if not rows:
         say("no process has been seen; `trackside up` starts them")
         return
+    hosts = not narrow() or len({row["host"] for row in rows if row["host"] is not None}) > 1
     columns = [
-        Column(title="ROLE"), Column(title="PID", justify="right"), Column(title="HOST"), Column(title="SLOT"),
-        Column(title="JOB"), Column(title="ATT", justify="right"), Column(title="STATUS"),
+        Column(title="ROLE"), Column(title="PID", justify="right"), *([Column(title="HOST")] if hosts else []),
+        Column(title="SLOT"), Column(title="JOB"), Column(title="ATT", justify="right"), Column(title="STATUS"),
         Column(title="BEAT", justify="right"), Column(title="STEP", justify="right"),
         Column(title="CPU%", justify="right"), Column(title="RSS MiB", justify="right"),
     ]  # fmt: skip
@@ -147,9 +148,9 @@ def ps(ctx: typer.Context, as_json: Json = False) -> None:
         columns,
         [
             (
-                row["role"], row["pid"], row["host"], row["slot"], row["job"], row["attempt"], row["status"],
-                span(row["age_s"]), progress(row["step"], row["total_steps"]),
-                number(row["cpu_pct"]), _whole(row["rss_mib"]),
+                row["role"], row["pid"], *([row["host"]] if hosts else []), row["slot"],
+                row["job"], row["attempt"], row["status"], span(row["age_s"]),
+                progress(row["step"], row["total_steps"]), number(row["cpu_pct"]), _whole(row["rss_mib"]),
             )
             for row in rows
         ],

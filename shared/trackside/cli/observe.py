@@ -108,7 +108,13 @@ def _silent(member: str) -> dict[str, Any]:
     role, _, name = member.partition(":")
     keys = ("pid", "host", "slot", "job", "attempt", "attempt_pid", "status", "age_s", "step", "total_steps",
             "steps_per_s", "cpu_pct", "rss_mib")  # fmt: skip
-    return {"role": role, "name": name or None, **dict.fromkeys(keys), "status": "silent"}
+    return {
+        "role": role,
+        "name": name or None,
+        **dict.fromkeys(keys),
+        "slot": name if role == "worker" else None,
+        "status": "silent",
+    }
 
 
 def slot_rows(store: Store) -> tuple[int, list[dict[str, Any]]]:

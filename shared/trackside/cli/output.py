@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from trackside.store import Store
 
 _BLOCK_S: Final = 0.5
+_DIGEST: Final = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 _OUTAGE_LIMIT_S: Final = 60.0
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on as more comes, until the job has ended.")]
 
@@ -218,10 +220,11 @@ def event_line(event: Event, *, with_job: bool) -> str:
     moved = f"{event.old or ''} -> {event.new}" if event.new is not None and event.old is not None else ""
     facts = " ".join(f"{name}={_fact(value)}" for name, value in event.data.items())
     number = f"#{event.attempt}" if event.attempt is not None else ""
-    words = [when(event.at_ms), event.job if with_job else None, number, event.kind.value, moved, event.cause, facts]
-    return plain("  ".join(str(word) for word in words if word))
+    cause = event.cause if event.cause != event.kind.value else None
+    words = [when(event.at_ms), event.job if with_job else None, number, event.kind.value, moved, cause, facts]
+    return plain(" ".join(str(word) for word in words if word))
 
 
 def _fact(value: Any) -> str:
-    text = plain(value)
+    text = _DIGEST.sub(r"\1", plain(value))
     return f'"{text}"' if " " in text else text

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 # CSI, OSC/DCS/SOS/PM/APC up to their terminator, two-byte escapes, and the 8-bit forms of the same.
 _ESCAPES: Final = re.compile(
@@ -93,32 +94,65 @@ def console() -> Console:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Column:
-    """A column of a table: its heading, and how it behaves where space is short."""
+    """A column of a table: its heading, and what becomes of it where the terminal is too narrow for the row."""
 
     title: str
     justify: Literal["left", "right"] = "left"
-    min_width: int | None = None
-    words: bool = False  # breaks between words; others break anywhere, so that ids are never cropped
+    note: bool = False  # goes to a line of its own under the row; the others keep theirs, so that ids stay whole
 
 
 def print_table(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> None:
     """A table without borders; a cell that is None shows as a dash."""
     out = console()
-    out.print(table(columns, rows), crop=False)
+    texts = [["-" if cell is None else plain(cell) for cell in row] for row in rows]
+    for padding in (2, 1):
+        if _width(columns, texts, padding) <= out.width:
+            _print_lines(out, table(columns, texts, padding=padding))
+            return
+    kept = [at for at, column in enumerate(columns) if not column.note]
+    short = [columns[at] for at in kept]
+    cut = [[row[at] for at in kept] for row in texts]
+    if len(kept) == len(columns) or _width(short, cut, 1) > out.width:
+        _print_lines(out, table(columns, texts, padding=1))  # cells are folded; nothing is cropped
+        return
+    notes = [[row[at] for at in range(len(row)) if at not in kept and row[at] != "-"] for row in texts]
+    _print_lines(out, table(short, cut, padding=2 if _width(short, cut, 2) <= out.width else 1), notes)
 
 
-def table(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> Any:
+def table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, padding: int = 2) -> Table:
     """The same as a rich table."""
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    grid = Table(box=None, pad_edge=False, padding=(0, padding, 0, 0), header_style="bold")
     for column in columns:
-        grid.add_column(column.title, justify=column.justify, overflow="fold", min_width=column.min_width)
+        grid.add_column(column.title, justify=column.justify, overflow="fold")
     for row in rows:
         texts = ["-" if cell is None else plain(cell) for cell in row]
         grid.add_row(*(Text(text, style=_STATE_STYLES.get(text, "")) for text in texts))
     return grid
+
+
+def _width(columns: Sequence[Column], rows: Sequence[Sequence[str]], padding: int) -> int:
+    from rich.cells import cell_len
+
+    widths = [
+        max(cell_len(text) for text in (column.title, *(row[at] for row in rows))) for at, column in enumerate(columns)
+    ]
+    return sum(widths) + padding * (len(columns) - 1)
+
+
+def _print_lines(out: Console, grid: Table, notes: Sequence[Sequence[str]] | None = None) -> None:
+    """Write a table's lines without the blanks at their ends, and under each row (one line each) its notes."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    with out.capture() as drawn:
+        out.print(grid, crop=False)
+    for at, line in enumerate(drawn.get().splitlines()):
+        sys.stdout.write(f"{line.rstrip()}\n")
+        for note in notes[at - 1] if notes is not None and at > 0 else ():
+            out.print(Padding(Text(note, style="dim"), (0, 0, 0, 4), expand=False))
 
 
 def narrow() -> bool:

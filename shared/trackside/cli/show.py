@@ -143,7 +143,7 @@ def _attempts(attempts: list[Attempt], now: int) -> None:
     columns = [
         Column(title="N", justify="right"), Column(title="SLOT"), Column(title="START"),
         Column(title="RAN", justify="right"), Column(title="END"), Column(title="STEPS", justify="right"),
-        Column(title="FROM", justify="right"), Column(title="DETAIL", min_width=14),
+        Column(title="FROM", justify="right"), Column(title="DETAIL", note=True),
     ]  # fmt: skip
     print_table(columns, [_attempt_row(attempt, now) for attempt in attempts])
 

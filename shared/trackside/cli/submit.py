@@ -17,6 +17,7 @@ from trackside.cli.render import print_json, record, say, size
 from trackside.errors import InvalidJob
 
 if TYPE_CHECKING:
+    from trackside.cli.program import Found
     from trackside.config import Settings
     from trackside.models import Job, JobSpec
 
@@ -39,7 +40,7 @@ def submit(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="TARGET [-- ARGS...]",
+            metavar="[TARGET] [-- ARGS]",
             show_default=False,
             help="A .py script or package.module:function (not with -m); what follows -- goes to the program.",
         ),
@@ -68,14 +69,17 @@ def submit(
 
     --json: the record, {"id", "name", "state", "spec", "created_at_ms", ...}.
     """
+    from trackside.cli import program
+    from trackside.ids import check_job_id, new_job_id
+    from trackside.models import JobSpec, Program
+
     settings = settings_of(ctx)
     given = list(words or [])
     if module is None and not given:
         raise InvalidJob("what shall run? Give a .py script, package.module:function, or -m module")
     target = None if module is not None else given.pop(0)
-    spec, default_name, data = _prepare(settings, target, module, root, tuple(given))
-    spec = replace(
-        spec,
+    spec = JobSpec(
+        program=Program(kind="script", target=""),
         params=parse.params(param or [], params_file, max_bytes=settings.params_max_bytes),
         python=None if python is None else _interpreter(python),
         device=device.value,
@@ -83,7 +87,12 @@ def submit(
         timeout_s=None if timeout is None else parse.duration_s(timeout, "--timeout"),
         submitted_by=who(),
     )
-    job = _enqueue(settings, job_id, parse.name(name or default_name), spec, data)
+    if job_id is not None:
+        check_job_id(job_id)
+    found = program.find(target, module, root, tuple(given))
+    title = parse.name(name or found.name)
+    spec, data = _pack(settings, found, spec)
+    job = _enqueue(settings, job_id or new_job_id(title), title, spec, data)
     if as_json and not wait:
         print_json(record(job))
     elif not wait or not as_json:
@@ -95,33 +104,25 @@ def submit(
     say(f"follow it: trackside logs -f {job.id}")
 
 
-def _prepare(
-    settings: Settings, target: str | None, module: str | None, root: Path | None, argv: tuple[str, ...]
-) -> tuple[JobSpec, str, bytes | None]:
-    """The spec's program and snapshot, a name for it, and the snapshot's bytes."""
-    from trackside.cli import program
-    from trackside.models import JobSpec
-
-    found = program.find(target, module, root, argv)
+def _pack(settings: Settings, found: Found, spec: JobSpec) -> tuple[JobSpec, bytes | None]:
+    """The spec with its program and snapshot, and the snapshot's bytes."""
     if found.root is None:
         say("no folder is sent along: the module must be installed where the job runs")
-        return JobSpec(program=found.program), found.name, None
+        return replace(spec, program=found.program), None
     from trackside.snapshots import pack
 
     snapshot = pack(found.root, max_bytes=settings.snapshot_max_bytes)
     say(f"sending {snapshot.files} files of {found.root} ({size(len(snapshot.data))} packed)")
-    return JobSpec(program=found.program, snapshot=snapshot.sha256), found.name, snapshot.data
+    return replace(spec, program=found.program, snapshot=snapshot.sha256), snapshot.data
 
 
-def _enqueue(settings: Settings, job_id: str | None, name: str, spec: JobSpec, data: bytes | None) -> Job:
-    from trackside.ids import check_job_id, new_job_id
-
-    wanted = new_job_id(name) if job_id is None else check_job_id(job_id)
-    job = open_store(settings).submit(wanted, name, spec, data)
+def _enqueue(settings: Settings, job_id: str, name: str, spec: JobSpec, data: bytes | None) -> Job:
+    """Put the job on the bus; an id that stands for something else is refused."""
+    job = open_store(settings).submit(job_id, name, spec, data)
     if replace(job.spec, submitted_by=spec.submitted_by) != spec:
+        known = shlex.join([job.spec.program.target, *job.spec.program.argv])
         raise InvalidJob(
-            f"job {wanted!r} is there already, with another program, parameters or files "
-            f"({shlex.join([job.spec.program.target, *job.spec.program.argv])}): choose another --id"
+            f"job {job_id!r} is there already, with another program, parameters or files ({known}): choose another --id"
         )
     return job
 
