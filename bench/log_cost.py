@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -63,7 +64,7 @@ def main() -> None:
         run = make_run(root)
         kept: deque[dict[str, float]] = deque(maxlen=args.calls)
         tensor = torch.tensor(0.25)
-        many = {f"metric_{number}": number / 7 for number in range(20)}
+        many: dict[str, Any] = {f"metric_{number}": number / 7 for number in range(20)}
         rows: dict[str, Callable[[int], object]] = {
             "deque.append, 2 numbers": lambda step: kept.append({"step": step, "loss": 0.25, "lr": 0.001}),
             "run.log, 2 numbers": lambda step: run.log(loss=0.25, lr=0.001),

@@ -302,6 +302,26 @@ def test_a_hanging_attempt_shows_its_stacks_when_asked(attempts: Attempts) -> No
     wait_until(lambda: "in stuck" in stacks.read_text(), LIMIT_S, "no stack of the hanging function was written")
 
 
+def test_a_stop_while_threads_are_joined_is_a_stop(attempts: Attempts) -> None:
+    attempt = attempts.script(
+        "import pathlib, threading, time\n"
+        "threading.Thread(target=lambda: (pathlib.Path('ready').touch(), time.sleep(60))).start()\n"
+    )
+    wait_until((attempts.root / "work" / "ready").exists, LIMIT_S, "the script's thread never started")
+    assert attempt.process is not None
+    attempt.process.send_signal(signal.SIGTERM)
+    assert attempt.end()[0] == 75
+    assert attempt.outcome == "preempted"
+
+
+def test_an_attempt_without_its_folder_ends_with_a_reason(attempts: Attempts) -> None:
+    attempt = attempts.make("script", "train.py")
+    attempt.context = replace(attempt.context, work_dir=attempts.root / "gone")
+    attempt.start()
+    assert attempt.end()[0] == 1
+    assert attempt.error["type"] == "FileNotFoundError"
+
+
 def test_a_slot_sees_its_own_gpu_and_threads_only(attempts: Attempts) -> None:
     attempt = attempts.script(
         "import os, torch\n"
@@ -329,13 +349,14 @@ def test_one_warm_parent_forks_attempts_that_share_nothing(attempts: Attempts) -
     attempts.write(
         "train.py",
         "import sys, torch, trackside\n"
-        "assert 'sys' in globals() and 'parent' not in globals()\n"
+        "assert 'parent' not in globals() and torch.get_num_threads() == 2\n"
         "trackside.log(loss=torch.rand(200, 200).mm(torch.rand(200, 200)).mean())\n"
         "if sys.argv[1:] == ['fail']: raise ValueError('on purpose')\n",
     )
     made = [attempts.make("script", "train.py"), attempts.make("script", "train.py", "fail")]
     paths = []
     for attempt in made:
+        attempt.context = replace(attempt.context, threads=2)  # more than the parent has: they are raised in the child
         ControlPage.create(attempt.context.page)
         paths.append(str(attempt.context.attempt_dir / "attempt.json"))
         attempt.context.to_file(paths[-1])

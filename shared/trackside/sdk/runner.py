@@ -32,24 +32,24 @@ from trackside.sdk.page import Command, ControlPage, Phase
 from trackside.sdk.run import Run, set_current
 
 STACKS_FILE: Final = "stacks.txt"
+_KEPT: Final[list[IO[str]]] = []
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def run_attempt(context: AttemptContext, *, forked: bool = True) -> int:
     """Run the attempt in this process and return the exit code; the caller then leaves by `os._exit`."""
-    if forked:
-        _forget_the_parent()
-    page = ControlPage.open(context.page)
-    run = Run.of_attempt(context)
-    set_current(run)
-    stacks = _prepare(context)
-    _take_signals(run, page)
-    ended = _call(context)
-    ended = _finish(ended)
-    # From here on a stop request changes nothing: the outcome is known.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _write_end(run, page, ended)
-    stacks.flush()
+    try:
+        if forked:
+            _forget_the_parent()
+        page = ControlPage.open(context.page)
+        run = Run.of_attempt(context)
+        set_current(run)
+        _take_signals(run, page)
+        ended = _to_the_end(context)
+        _write_end(run, page, ended)
+    except BaseException:  # noqa: BLE001 - a forked child must never come back into its parent's code
+        traceback.print_exc()
+        return outcome.EXIT_ERROR
     _flush_output()
     return ended.exit_code
 
@@ -96,7 +96,20 @@ def _forget_the_parent() -> None:
         numpy.random.seed()  # else every attempt forked from one parent draws the same numbers
 
 
-def _prepare(context: AttemptContext) -> IO[str]:
+def _to_the_end(context: AttemptContext) -> Outcome:
+    """Run the program and all that it left behind; a stop request in between cuts that short."""
+    ended = outcome.SUCCEEDED
+    try:
+        ended = _call(context)
+        _finish()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a request from here on changes nothing: the outcome is known
+    except StopRequested as stop:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return outcome.of_exception(stop) if ended is outcome.SUCCEEDED else ended
+    return ended
+
+
+def _prepare(context: AttemptContext) -> None:
     for name in _THREAD_VARIABLES:
         os.environ[name] = str(context.threads)
     os.environ["CUDA_VISIBLE_DEVICES"] = context.gpu_uuid or ""  # a CPU slot owns no GPU, so it sees none
@@ -108,10 +121,10 @@ def _prepare(context: AttemptContext) -> IO[str]:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(line_buffering=True, errors="backslashreplace")
-    stacks = (context.attempt_dir / STACKS_FILE).open("a")
+    stacks = (context.attempt_dir / STACKS_FILE).open("a")  # open until the end: the dump writes to its descriptor
+    _KEPT.append(stacks)
     faulthandler.enable(file=sys.__stderr__ or stacks, all_threads=True)
     faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=True, chain=False)
-    return stacks
 
 
 def _take_signals(run: Run, page: ControlPage) -> None:
@@ -148,6 +161,7 @@ def _leave_children_their_sigterm() -> None:
 
 def _call(context: AttemptContext) -> Outcome:
     try:
+        _prepare(context)
         program.execute(context.program, context.work_dir, context.params)
     except BaseException as raised:  # noqa: BLE001 - this is the one place where everything ends, stop requests too
         return _told(outcome.of_exception(raised))
@@ -167,16 +181,15 @@ def _told(ended: Outcome) -> Outcome:
     return ended
 
 
-def _finish(ended: Outcome) -> Outcome:
-    """Join the script's threads and run its atexit handlers; a stop request in between cuts that short."""
+def _finish() -> None:
+    """Join the script's threads and run its atexit handlers, as the interpreter does at its own end."""
     try:
-        threading._shutdown()  # type: ignore[attr-defined]  # what the interpreter calls at its own end
+        threading._shutdown()  # type: ignore[attr-defined]  # private, and the only way to join as Python does
         atexit._run_exitfuncs()
-    except StopRequested as stop:
-        return outcome.of_exception(stop) if ended.name == outcome.SUCCEEDED.name else ended
+    except StopRequested:
+        raise
     except BaseException:  # noqa: BLE001 - the interpreter, too, only prints what an exit handler raises
         traceback.print_exc()
-    return ended
 
 
 def _write_end(run: Run, page: ControlPage, ended: Outcome) -> None:
