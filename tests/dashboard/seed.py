@@ -33,12 +33,18 @@ SLOTS = (
     Slot(id="alpha-cpu-0", host="alpha", kind="cpu", storage="s1", threads=2),
     Slot(id="alpha-cpu-1", host="alpha", kind="cpu", storage="s1", threads=2),
     Slot(
-        id="beta-gpu-0", host="beta", kind="gpu", storage="s2", threads=8, gpu_uuid=GPU, gpu_name="NVIDIA RTX 4090",
+        id="beta-gpu-0",
+        host="beta",
+        kind="gpu",
+        storage="s2",
+        threads=8,
+        gpu_uuid=GPU,
+        gpu_name="NVIDIA RTX 4090",
         gpu_memory_mib=24564,
     ),
     Slot(id="beta-gpu-1", host="beta", kind="gpu", storage="s2", threads=8, gpu_name="NVIDIA RTX 4090", cordoned=True),
     Slot(id="gamma-cpu-0", host="gamma", kind="cpu", storage="s3", threads=4),
-)  # fmt: skip
+)
 TRACEBACK = """Traceback (most recent call last):
   File "train.py", line 41, in <module>
     loss = model(batch["pixels"]).mean()
@@ -67,15 +73,27 @@ class Seed:
         self.store.note_attempt(job_id, number, EventKind.NOTE, "process started", pid=5000 + number, total_steps=total)
         if resumed_step is not None:
             self.store.note_attempt(
-                job_id, number, EventKind.RESTORED, "checkpoint loaded", resumed_step=resumed_step,
+                job_id,
+                number,
+                EventKind.RESTORED,
+                "checkpoint loaded",
+                resumed_step=resumed_step,
                 resumed_from=f"step-{resumed_step}",
-            )  # fmt: skip
+            )
         return number
 
     def metrics(
-        self, job_id: str, number: int, steps: range, *, total: int = 2000, spike: int | None = None,
-        nan: tuple[int, ...] = (), ago_ms: int = 0, names: tuple[str, ...] = ("loss", "accuracy", "lr", "grad_norm"),
-    ) -> None:  # fmt: skip
+        self,
+        job_id: str,
+        number: int,
+        steps: range,
+        *,
+        total: int = 2000,
+        spike: int | None = None,
+        nan: tuple[int, ...] = (),
+        ago_ms: int = 0,
+        names: tuple[str, ...] = ("loss", "accuracy", "lr", "grad_norm"),
+    ) -> None:
         """Write batches of 20 steps of curves that look like training."""
         now = now_ms(self.client) - ago_ms
         for first in range(steps.start, steps.stop, 20):
@@ -83,9 +101,11 @@ class Seed:
             self.sequence += 1000
             series = {name: tuple(self._value(name, step, spike, nan) for step in part) for name in names}
             batch = Batch(
-                steps=tuple(part), at_ms=tuple(now - (steps.stop - step) * 50 for step in part), series=series,
+                steps=tuple(part),
+                at_ms=tuple(now - (steps.stop - step) * 50 for step in part),
+                series=series,
                 total=total,
-            )  # fmt: skip
+            )
             streams.ship_batch(self.client, job_id, number, self.sequence, batch)
 
     def _value(self, name: str, step: int, spike: int | None, nan: tuple[int, ...]) -> float | str:
@@ -144,14 +164,34 @@ class Seed:
         self.beat(Role.AGENT, "beta", "beta", ttl_s=ttl_s)
         busy = {"slot": "alpha-cpu-0", "job": "digits-a1b2c3", "attempt": 2, "attempt_pid": 5002}
         self.beat(
-            Role.WORKER, "alpha-cpu-0", "alpha", ttl_s=ttl_s, step=step, total=2000, steps_per_s=19.6 + noise / 3,
-            cpu_pct=171 + 8 * noise, rss_mib=412.0, **busy,
-        )  # fmt: skip
+            Role.WORKER,
+            "alpha-cpu-0",
+            "alpha",
+            ttl_s=ttl_s,
+            step=step,
+            total=2000,
+            steps_per_s=19.6 + noise / 3,
+            cpu_pct=171 + 8 * noise,
+            rss_mib=412.0,
+            **busy,
+        )
         self.beat(Role.WORKER, "alpha-cpu-1", "alpha", ttl_s=ttl_s, slot="alpha-cpu-1", cpu_pct=0.4 + abs(noise))
         self.beat(
-            Role.WORKER, "beta-gpu-0", "beta", ttl_s=ttl_s, slot="beta-gpu-0", job="vit-small-d4e5f6", attempt=1, step=880,
-            total=12_000, steps_per_s=7.35, gpu_util_pct=93 + noise, gpu_memory_mib=18_240.0, cpu_pct=120.0, rss_mib=2048.0,
-        )  # fmt: skip
+            Role.WORKER,
+            "beta-gpu-0",
+            "beta",
+            ttl_s=ttl_s,
+            slot="beta-gpu-0",
+            job="vit-small-d4e5f6",
+            attempt=1,
+            step=880,
+            total=12_000,
+            steps_per_s=7.35,
+            gpu_util_pct=93 + noise,
+            gpu_memory_mib=18_240.0,
+            cpu_pct=120.0,
+            rss_mib=2048.0,
+        )
         self.beat(Role.WORKER, "beta-gpu-1", "beta", ttl_s=ttl_s, slot="beta-gpu-1")
 
     def everything(self) -> None:
@@ -177,9 +217,14 @@ class Seed:
         self.checkpoint(job, number, 700)
         self.output(job, number, "epoch 1 \x1b[32mloss 1.93\x1b[0m\nepoch 2 loss 1.1\n  3%|#\r 50%|###\r100%|####\n")
         killed = Outcome(
-            reason=Reason.KILLED, detail="SIGKILL from outside", signal="SIGKILL", first_step=1, last_step=732,
-            seen_by="worker:alpha-cpu-0", noticed_after_ms=4,
-        )  # fmt: skip
+            reason=Reason.KILLED,
+            detail="SIGKILL from outside",
+            signal="SIGKILL",
+            first_step=1,
+            last_step=732,
+            seen_by="worker:alpha-cpu-0",
+            noticed_after_ms=4,
+        )
         self.end(job, number, killed, JobState.WAITING, "resumes from step 700")
         self.store.resume(job)
         number = self.start(job, SLOTS[0], resumed_step=700)
@@ -204,9 +249,12 @@ class Seed:
         self.output("broken-k1m2n3", number, TRACEBACK)
         failure = Failure(type="RuntimeError", message="mat1 and mat2 shapes cannot be multiplied", traceback=TRACEBACK)
         bad = Outcome(
-            reason=Reason.USER_ERROR, exit_code=1, failure=failure, detail="RuntimeError: mat1 and mat2 shapes …",
+            reason=Reason.USER_ERROR,
+            exit_code=1,
+            failure=failure,
+            detail="RuntimeError: mat1 and mat2 shapes …",
             noticed_after_ms=2,
-        )  # fmt: skip
+        )
         self.end(
             "broken-k1m2n3", number, bad, JobState.FAILED, "RuntimeError: mat1 and mat2 shapes cannot be multiplied"
         )

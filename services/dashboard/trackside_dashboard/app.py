@@ -14,9 +14,15 @@ pages = [
     st.Page("views/processes.py", title="Processes", icon=":material/memory:", url_path="processes"),
     st.Page("views/events.py", title="Events", icon=":material/history:", url_path="events"),
 ]
+st.logo(str(Path(__file__).with_name("icon.svg")), size="medium")
 page = st.navigation(pages, position="top")
 st.html(style.CSS)
-with st.container(key="frame"):
+with st.container(key="frame", horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+    if page.url_path == "job":
+        st.page_link("views/jobs.py", label="All jobs", icon=":material/arrow_back:")
+    else:
+        st.markdown(f"# {page.title}", width="content")
     live.freshness()
+live.trouble()
 with st.container(key="page"):
     page.run()

@@ -60,7 +60,7 @@ def curve(restarts: Iterable[Mapping[str, Any]], axis: Axis, *, log: bool = Fals
     y: dict[str, Any] = {
         "field": "value",
         "type": "quantitative",
-        "axis": {"title": None, "tickCount": 4, "format": "~g"},
+        "axis": {"title": None, "tickCount": 4, "format": ".4~g"},
         "scale": {"zero": False, "type": "symlog" if log else "linear"},
     }
     line: dict[str, Any] = {
@@ -94,7 +94,7 @@ def _odd_layer(x: dict[str, Any]) -> dict[str, Any]:
         "mark": {"type": "point", "shape": "triangle-up", "filled": True, "size": 70, "color": "#d1453b"},
         "encoding": {
             "x": x,
-            "y": {"value": HEIGHT_PX - 6},
+            "y": {"value": {"expr": "height - 6"}},
             "tooltip": [
                 {"field": "step", "type": "quantitative", "title": "step", "format": ","},
                 {"field": "odd", "type": "nominal", "title": "value"},

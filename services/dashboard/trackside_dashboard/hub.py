@@ -89,7 +89,9 @@ class Hub:
         return Health(state="live" if live else "stale", age_s=age_s, seen_at_ms=self._snapshot.at_ms, **facts)
 
     def view(self, job_id: str, *, attempt: int | None = None, wait_s: float = 1.5) -> JobView | None:
-        """What the page of a job needs, kept up to date while this is asked; None while it is not there yet, or too many others are looked at.
+        """What the page of a job needs, kept up to date while this is asked.
+
+        None while it is not there yet, or too many others are looked at.
 
         `attempt`: whose output to follow as well. The first look waits up to `wait_s`.
         """
@@ -241,10 +243,10 @@ class Hub:
         changed, self._changed = self._changed, set()
         if time.monotonic() - self._recheck_s > _RECHECK_S:
             self._recheck_s = time.monotonic()
-            self._total_jobs = cast(int, client.zcard(keys.JOBS))
+            self._total_jobs = client.zcard(keys.JOBS)
             changed |= {job.id for job in self._jobs.values() if not job.state.terminal}
         if any(job_id not in self._jobs for job_id in changed):
-            self._total_jobs = cast(int, client.zcard(keys.JOBS))
+            self._total_jobs = client.zcard(keys.JOBS)
         for watched in list(self._watched.values()):
             if watched.job_id in changed or watched.job_id not in self._jobs:
                 changed.add(watched.job_id)

@@ -7,6 +7,7 @@ so that is simply the last value written.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -131,7 +132,7 @@ def kept(values: Floats, limit: int) -> NDArray[np.intp]:
     high = np.where(np.isfinite(values), values, -np.inf)
     places = [
         place
-        for start, end in zip(edges[:-1], edges[1:], strict=True)
+        for start, end in pairwise(edges)
         if end > start
         for place in (start, start + int(low[start:end].argmin()), start + int(high[start:end].argmax()), end - 1)
     ]

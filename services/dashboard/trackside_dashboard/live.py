@@ -8,7 +8,7 @@ import streamlit as st
 
 from trackside.bus.client import service_url
 from trackside.config import Settings
-from trackside_dashboard import text
+from trackside_dashboard import style, text
 from trackside_dashboard.hub import Hub
 
 REFRESH_S: Final = 1.0
@@ -44,13 +44,27 @@ def freshness() -> None:
             st.badge(
                 f"stale since {since} ({text.whole_span(health.age_s or 0)})", icon=":material/history:", color="red"
             )
-            st.html("<style>.st-key-page{filter:grayscale(1);opacity:.55}</style>")
         elif health.error is None:
             st.badge("connecting", icon=":material/more_horiz:", color="gray")
         else:
             st.badge("no server", icon=":material/cloud_off:", color="red")
-        if health.error is not None:
-            st.text(text.plain(health.error, 300))
-            st.markdown("Start it with `trackside up`; this page connects by itself.")
+
+
+@st.fragment(run_every=REFRESH_S)
+def trouble() -> None:
+    """What is wrong with the connection and what to do; greys the page while its data are old."""
+    health = hub().health()
+    if health.state == "stale":
+        st.html(style.GREY)
+    if health.state != "live" and health.error is not None:
+        kept = "Below is what it last said. " if health.state == "stale" else ""
+        st.error(
+            f"{text.md(health.error, 300)}\n\n{kept}This page connects again by itself; "
+            "`trackside up` starts the server with everything else.",
+            icon=":material/cloud_off:",
+        )
     if health.faults:
-        st.badge(f"{health.faults} reader faults", icon=":material/error:", color="orange", help=text.md(health.fault))
+        st.warning(
+            f"The reader of this page failed {health.faults} times and went on; last: {text.md(health.fault, 200)}",
+            icon=":material/error:",
+        )

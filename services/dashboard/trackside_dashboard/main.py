@@ -20,17 +20,16 @@ def main(settings: Settings) -> int:
     check_address(settings)
     url = service_url(settings)
 
-    from streamlit.web import bootstrap
+    from streamlit.web import cli
 
     from trackside_dashboard import live
 
     live.give(settings)
-    options = flags(settings)
-    bootstrap.load_config_options(options)
     logs.get().info(
         "dashboard_start", url=f"http://{settings.dashboard_host}:{settings.dashboard_port}", bus=without_password(url)
     )
-    bootstrap.run(str(APP), False, [], options)
+    given = [f"--{name}={_word(value)}" for name, many in flags(settings).items() for value in _each(many)]
+    cli.main(["run", str(APP), *given], standalone_mode=False)
     return 0
 
 
@@ -49,26 +48,34 @@ def check_address(settings: Settings) -> None:
 def flags(settings: Settings) -> dict[str, Any]:
     """Streamlit's options; given here they win over every configuration file."""
     return {
-        "server_address": settings.dashboard_host,
-        "server_port": settings.dashboard_port,
-        "server_headless": True,
-        "server_fileWatcherType": "none",
-        "server_runOnSave": False,
-        "server_enableStaticServing": False,
-        "server_enableAgentApi": False,
-        "server_enableCORS": True,
-        "server_enableXsrfProtection": True,
-        "server_maxUploadSize": 1,
-        "server_maxMessageSize": 20,
+        "server.address": settings.dashboard_host,
+        "server.port": settings.dashboard_port,
+        "server.headless": True,
+        "server.fileWatcherType": "none",
+        "server.runOnSave": False,
+        "server.enableStaticServing": False,
+        "server.enableAgentApi": False,
+        "server.enableCORS": True,
+        "server.enableXsrfProtection": True,
+        "server.maxUploadSize": 1,
+        "server.maxMessageSize": 20,
         # A name that was made to point here is not in the list; behind a proxy only the operator knows the names.
-        "server_allowedHosts": [] if settings.dashboard_public else ["localhost", "127.0.0.1", "[::1]", "::1"],
-        "browser_gatherUsageStats": False,
-        "client_toolbarMode": "minimal",
-        "client_showErrorDetails": "none",
-        "client_showErrorLinks": "false",
-        "runner_magicEnabled": False,
-        "logger_level": "warning",
+        "server.allowedHosts": [] if settings.dashboard_public else ["localhost", "127.0.0.1", "[::1]", "::1"],
+        "browser.gatherUsageStats": False,
+        "client.toolbarMode": "minimal",
+        "client.showErrorDetails": "none",
+        "client.showErrorLinks": "false",
+        "runner.magicEnabled": False,
+        "logger.level": "warning",
     }
+
+
+def _each(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _is_loopback(host: str) -> bool:

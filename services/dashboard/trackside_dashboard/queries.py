@@ -50,6 +50,16 @@ class Progress:
         return min(1.0, max(0.0, self.step / self.total))
 
     @property
+    def line(self) -> str:
+        """All of it: `step 120 / 500 · 24 % · 12 s left`."""
+        parts = [f"step {self.words}"]
+        if self.fraction is not None:
+            parts.append(text.percent(self.fraction))
+        if self.eta_s is not None and self.eta_s > 0:
+            parts.append(f"{text.span(self.eta_s)} left")
+        return " · ".join(parts)
+
+    @property
     def words(self) -> str:
         """`120 / 500`, or what of it is known."""
         if self.step is None:
@@ -175,7 +185,9 @@ def why(job: Job, now_ms: int) -> str:
         left_s = (job.retry_at_ms - now_ms) / 1000
         parts.append(f"next try in {text.whole_span(left_s)}" if left_s > 0 else "next try now")
     if job.reason is not None and job.reason.value != job.state.value:
-        parts.append(job.reason.value.replace("_", " "))
+        ended = job.reason.value.replace("_", " ")
+        running_again = job.slot is not None and job.attempt > 1
+        parts.append(f"attempt {job.attempt - 1} ended: {ended}" if running_again else ended)
     if job.detail:
         parts.append(text.plain(job.detail, 300))
     return " · ".join(parts)
@@ -208,14 +220,14 @@ def _row(snapshot: Snapshot, job: Job, now_ms: int) -> dict[str, object]:
     return {
         "state": [text.chip(job.state)],
         "name": text.plain(job.name, 80),
-        "progress": None if at.fraction is None else round(100 * at.fraction),
+        "progress": None if at.fraction is None else int(100 * at.fraction),
         "step": at.words,
         "left": "" if at.eta_s is None else text.span(at.eta_s),
         "metrics": " · ".join(f"{text.plain(name, 24)} {text.number(value)}" for name, value in shown),
         "why": why(job, now_ms),
-        "attempt": job.attempt or None,
+        "attempt": str(job.attempt or ""),
         "slot": text.plain(job.slot or "", 60),
-        "since": text.ago(age, now_ms),
+        "since": text.whole_span((now_ms - (age or now_ms)) / 1000),
         "submitted": text.ago(job.created_at_ms, now_ms),
         "id": job.id,
     }
@@ -241,7 +253,7 @@ def attempt_rows(view: JobView, now_ms: int) -> list[dict[str, object]]:
     for a in reversed(view.attempts):
         out = a.outcome
         start = a.started_at_ms
-        steps = f"{text.count(out.first_step)} – {text.count(out.last_step)}" if out is not None else text.UNKNOWN
+        steps = f"{text.count(out.first_step)} … {text.count(out.last_step)}" if out is not None else text.UNKNOWN
         end = ([out.signal] if out and out.signal else []) + (
             [f"exit {out.exit_code}"] if out and out.exit_code else []
         )
@@ -284,8 +296,7 @@ def event_words(event: Event) -> str:
         case EventKind.ENDED:
             return f"attempt {event.attempt} ended: {str(event.cause or '').replace('_', ' ')}"
         case EventKind.NOTE:
-            return "note"
-    return str(event.kind)
+            return str(event.cause or "note")
 
 
 def event_rows(
@@ -297,7 +308,7 @@ def event_rows(
         if kinds and event.kind.value not in kinds:
             continue
         job = jobs.get(event.job) if event.job is not None else None
-        left_out = {"slot", "resumed_step", "step"}
+        left_out = {"slot", "resumed_step", "step", "digest"}
         facts = [f"{k} {v}" for k, v in event.data.items() if k not in left_out and v is not None and k != "detail"]
         rows.append(
             {

@@ -26,7 +26,7 @@ _UNSEEN: Final = re.compile(
 )
 _PUNCTUATION: Final = re.compile(r"([!-/:-@\[-`{-~])")
 _WORD_JOINER: Final = "\u2060"  # breaks `:name:`, which Streamlit turns into an icon even where it is escaped
-UNKNOWN: Final = "–"
+UNKNOWN: Final = "\N{EN DASH}"
 
 # Icon and colour of each state; the icon carries the meaning where colours do not.
 STATES: Final[dict[JobState, tuple[str, str]]] = {
@@ -125,6 +125,18 @@ def size(byte_count: int | None) -> str:
             return f"{value:.0f} {name}" if name == "B" else f"{value:.1f} {name}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def memory(mib: float | None) -> str:
+    """Memory, given in MiB."""
+    if mib is None or not math.isfinite(mib):
+        return UNKNOWN
+    return unit(mib, "MiB") if mib < 1000 else unit(mib / 1024, "GiB", 1)
+
+
+def percent(fraction: float) -> str:
+    """Rounded down, so that 100 % means all of it."""
+    return f"{int(100 * fraction)}\u00a0%"
 
 
 def zone(name: str | None) -> tzinfo:

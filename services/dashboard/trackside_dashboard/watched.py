@@ -93,10 +93,10 @@ class Watched:
             self._read_history(client)
             self.stale = False
             self._version += 1
-        for number in sorted(tuple(self.wanted))[:-TAILS_MAX]:
+        for number in sorted(self.wanted)[:-TAILS_MAX]:
             self.wanted.discard(number)
             self._tails.pop(number, None)
-        for number in sorted(tuple(self.wanted)):
+        for number in sorted(self.wanted):
             known = number in self._tails
             if self._tails.setdefault(number, Tail()).read(client, self.job_id, number) or not known:
                 self._version += 1

@@ -4,7 +4,7 @@ import pandas as pd
 import streamlit as st
 
 from trackside.models import EventKind
-from trackside_dashboard import live, queries, text, tables
+from trackside_dashboard import live, queries, tables, text
 
 
 @st.fragment(run_every=live.REFRESH_S)
@@ -25,15 +25,23 @@ def events() -> None:
         st.markdown("No event of this kind among the newest. Clear the filter above.")
         return
     st.dataframe(
-        pd.DataFrame(tables.timed(rows, "time", text.zone(live.browser_zone()))), key="events", hide_index=True,
-        column_config=tables.EVENTS, height=min(34 * (len(rows) + 1) + 2, 760), row_height=34,
+        pd.DataFrame(tables.timed(rows, "time", text.zone(live.browser_zone()))),
+        key="events",
+        hide_index=True,
+        placeholder="",
+        column_config=tables.EVENTS,
+        height=min(34 * (len(rows) + 1) + 2, 760),
+        row_height=34,
         alt="Events, newest first",
-    )  # fmt: skip
+    )
 
 
-st.markdown("# Events")
 st.pills(
-    "Kind", [kind.value for kind in EventKind], selection_mode="multi", key="kind", label_visibility="collapsed",
+    "Kind",
+    [kind.value for kind in EventKind],
+    selection_mode="multi",
+    key="kind",
+    label_visibility="collapsed",
     bind="query-params",
-)  # fmt: skip
+)
 events()

@@ -1,9 +1,11 @@
 """Every slot, and the fleet in a few numbers."""
 
 import math
+from typing import Any
 
 import streamlit as st
 
+from trackside.models import Job
 from trackside_dashboard import live, queries, text
 
 COLOURS = {"busy": "blue", "idle": "green", "silent": "red", "cordoned": "orange", "stopping": "gray"}
@@ -16,23 +18,30 @@ def fleet() -> None:
     hub = live.hub()
     snapshot, now_ms = hub.snapshot(), hub.now_ms()
     facts = queries.summary(snapshot)
-    with st.grid("auto", min_column_width=150):
-        st.metric("Running", facts.running, border=True)
+    with st.grid(5, min_column_width=130):
+        st.metric("Running", facts.running, border=True, height="stretch")
         later = f"{facts.waiting} waiting to retry" if facts.waiting else None
-        st.metric("Queued", facts.queued, border=True, delta=later, delta_color="off", delta_arrow="off")
-        st.metric("Succeeded · 24 h", facts.succeeded_day, border=True)
-        st.metric("Failed · 24 h", facts.failed_day, border=True)
+        st.metric(
+            "Queued", facts.queued, border=True, height="stretch", delta=later, delta_color="off", delta_arrow="off"
+        )
+        st.metric("Succeeded · 24 h", facts.succeeded_day, border=True, height="stretch")
+        st.metric("Failed · 24 h", facts.failed_day, border=True, height="stretch")
         silent = f"{facts.silent} silent" if facts.silent else None
         st.metric(
-            "Slots busy", f"{facts.busy} / {facts.slots}", border=True, delta=silent, delta_color="inverse",
+            "Slots busy",
+            f"{facts.busy} / {facts.slots}",
+            border=True,
+            height="stretch",
+            delta=silent,
+            delta_color="inverse",
             delta_arrow="off",
-        )  # fmt: skip
+        )
     if not snapshot.slots:
         empty(snapshot.version == 0)
         return
     with st.grid("auto", min_column_width=320):
         for tile in queries.tiles(snapshot, now_ms):
-            with st.container(border=True, key=f"slot-{tile.slot.id}", gap="small"):
+            with st.container(border=True, key=f"slot-{tile.slot.id}", gap="xsmall", height="stretch"):
                 draw(tile)
 
 
@@ -52,41 +61,37 @@ def draw(tile: queries.Tile) -> None:
         with st.container(horizontal=True, width="content", gap="xsmall"):
             if slot.cordoned and tile.state != "cordoned":
                 st.badge("cordoned", color="orange")
-            st.badge(f"{ICONS[tile.state]} {tile.state}", color=COLOURS[tile.state])
+            st.badge(f"{ICONS[tile.state]} {tile.state}", color=COLOURS[tile.state])  # type: ignore[arg-type]  # names of the theme
     device = slot.gpu_name or "GPU" if slot.kind == "gpu" else f"CPU, {slot.threads} threads"
     memory = f", {slot.gpu_memory_mib / 1024:.0f} GiB" if slot.gpu_memory_mib else ""
     st.caption(f"{text.md(slot.host, 40)} · {text.md(device, 60)}{memory}")
     if tile.job is None:
         st.caption("no job")
     else:
-        job_part(tile)
+        job_part(tile, tile.job)
     numbers(tile)
 
 
-def job_part(tile: queries.Tile) -> None:
-    assert tile.job is not None
-    label = f"{text.md(tile.job.name, 48)} · attempt {tile.attempt}"
-    st.page_link("views/job.py", label=label, icon=":material/show_chart:", query_params={"job": tile.job.id})
+def job_part(tile: queries.Tile, job: Job) -> None:
+    label = f"{text.md(job.name, 48)} · attempt {tile.attempt}"
+    st.page_link("views/job.py", label=label, icon=":material/show_chart:", query_params={"job": job.id})
     at = tile.progress
-    left = f" · {text.span(at.eta_s)} left" if at.eta_s is not None else ""
-    percent = f" · {100 * at.fraction:.0f} %" if at.fraction is not None else ""
-    st.progress(at.fraction or 0.0, text=f"step {at.words}{percent}{left}")
+    st.progress(at.fraction or 0.0, text=at.line)
 
 
 def numbers(tile: queries.Tile) -> None:
     gpu = tile.slot.kind == "gpu"
-    columns = st.columns([5, 6], vertical_alignment="center", wrap=False)
     trace = [value if value is not None else math.nan for value in tile.trace.load_pct[-SPARK_POINTS:]]
-    with columns[0]:
-        st.metric(
-            "GPU" if gpu else "CPU", text.unit(tile.load_pct, "%"), chart_data=trace if len(trace) > 1 else None,
-            chart_type="area",
-        )  # fmt: skip
+    words: Any = st
+    if tile.load_pct is not None:
+        left, words = st.columns([5, 6], vertical_alignment="top", wrap=False)
+        chart = trace if len(trace) > 1 else None
+        left.metric("GPU" if gpu else "CPU", text.unit(tile.load_pct, "%"), chart_data=chart, chart_type="area")
     lines = []
     if tile.progress.steps_per_s is not None:
         lines.append(f"**{text.number(tile.progress.steps_per_s, 3)}** steps/s")
     if tile.memory_mib is not None:
-        lines.append(f"**{text.unit(tile.memory_mib, 'MiB')}** {'on the GPU' if gpu else 'memory'}")
+        lines.append(f"**{text.memory(tile.memory_mib)}** {'on the GPU' if gpu else 'memory'}")
     if tile.temperature_c is not None:
         lines.append(f"**{text.unit(tile.temperature_c, '°C')}**")
     if tile.beat_age_s is not None:
@@ -95,8 +100,7 @@ def numbers(tile: queries.Tile) -> None:
         lines.append(f":red[**silent for {text.whole_span(tile.silent_s)}**]")
     else:
         lines.append(":red[**never heard**]")
-    columns[1].markdown("  \n".join(f":small[{line}]" for line in lines))
+    words.markdown("  \n".join(f":small[{line}]" for line in lines))
 
 
-st.markdown("# Fleet")
 fleet()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pandas as pd
 import streamlit as st
 
@@ -45,26 +47,39 @@ def header(job_id: str) -> None:
         return
     job, view = both
     now_ms = hub.now_ms()
-    st.page_link("views/jobs.py", label="All jobs", icon=":material/arrow_back:")
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(f"# {text.md(job.name, 80)}", width="content")
         st.badge(text.chip(job.state), color=text.STATES[job.state][1])  # type: ignore[arg-type]  # names of the theme
     reason = queries.why(job, now_ms)
-    since = text.ago(job.ended_at_ms or job.changed_at_ms, now_ms)
-    st.markdown(f"{text.md(reason, 400) + ' · ' if reason else ''}:gray[{job.state.value} since {since}]")
+    spent = text.whole_span((now_ms - (job.ended_at_ms or job.changed_at_ms)) / 1000)
+    since = f"{job.state.value} {spent} ago" if job.state.terminal else f"{job.state.value} for {spent}"
+    st.markdown(f"{text.md(reason, 400) + ' · ' if reason else ''}:gray[{since}]")
     at = queries.progress(hub.snapshot(), job)
-    left = f" · {text.span(at.eta_s)} left" if at.eta_s is not None else ""
-    percent = f" · {100 * at.fraction:.0f} %" if at.fraction is not None else ""
     if at.step is not None:
-        st.progress(at.fraction or 0.0, text=f"step {at.words}{percent}{left}")
+        st.progress(at.fraction or 0.0, text=at.line)
     ran_ms = job.ran_ms + sum(now_ms - a.started_at_ms for a in view.attempts if a.started_at_ms and not a.ended_at_ms)
     saved = f"step {text.count(job.checkpoints[0].step)}" if job.checkpoints else "none"
-    with st.grid("auto", min_column_width=140):
-        st.metric("Attempt", f"{job.attempt} / {job.spec.retries + 1}", border=True)
-        st.metric("Speed", f"{text.number(at.steps_per_s, 3)} /s" if at.steps_per_s else text.UNKNOWN, border=True)
-        st.metric("Running time", text.span(ran_ms / 1000), border=True)
-        st.metric("Checkpoint", saved, border=True)
-        st.metric("Slot", text.plain(job.slot or text.UNKNOWN, 40), border=True)
+    with st.grid(5, min_column_width=130):
+        used = f"{job.failures} of {job.spec.retries} retries used" if job.failures else None
+        st.metric(
+            "Attempt",
+            job.attempt,
+            border=True,
+            height="stretch",
+            delta=used,
+            delta_color="off",
+            delta_arrow="off",
+            help="A newer checkpoint gives the retries back.",
+        )
+        st.metric(
+            "Speed",
+            f"{text.number(at.steps_per_s, 3)} /s" if at.steps_per_s else text.UNKNOWN,
+            border=True,
+            height="stretch",
+        )
+        st.metric("Running time", text.span(ran_ms / 1000), border=True, height="stretch")
+        st.metric("Checkpoint", saved, border=True, height="stretch")
+        st.metric("Slot", text.plain(job.slot or text.UNKNOWN, 40), border=True, height="stretch")
     bad = queries.failure(view)
     if bad is not None:
         attempt, told = bad
@@ -81,9 +96,14 @@ def curves(job_id: str) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown("### Metrics", width="content")
         axis = st.segmented_control(
-            "Axis", ["step", "time"], default="step", required=True, key="axis", label_visibility="collapsed",
+            "Axis",
+            ["step", "time"],
+            default="step",
+            required=True,
+            key="axis",
+            label_visibility="collapsed",
             bind="query-params",
-        )  # fmt: skip
+        )
         log = st.toggle("log scale", key="log", bind="query-params")
         needle = ""
         if len(view.lines) > 6:
@@ -107,23 +127,23 @@ def curves(job_id: str) -> None:
 
 def draw(job: Job, view: JobView, names: list[str], axis: charts.Axis, log: bool) -> None:
     restarts = queries.restarts(view.attempts)
-    with st.grid("auto", min_column_width=380):
+    with st.grid(3, min_column_width=340):
         for number, name in enumerate(names):
             line = view.lines[name]
             version = (len(line), len(restarts), log)
-            frame = live.hub().memo(
-                ("points", job.id, name, axis), version, lambda line=line: charts.points(line, axis)
-            )
-            odd = live.hub().memo(("odd", job.id, name), len(line), lambda line=line: charts.odd_count(line))
-            with st.container(border=True, gap="xsmall"):
+            frame = live.hub().memo(("points", job.id, name, axis), version, partial(charts.points, line, axis))
+            odd = live.hub().memo(("odd", job.id, name), len(line), partial(charts.odd_count, line))
+            with st.container(border=True, gap="xsmall", height="stretch"):
                 with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
                     st.markdown(f"**{text.md(name, 60)}**", width="content")
                     newest = float(line.values[-1]) if len(line) else None
                     st.markdown(f"**{text.number(newest)}**", width="content")
                 st.vega_lite_chart(
-                    frame, charts.curve(restarts, axis, log=log), key=f"chart-{number}-{axis}-{log}",
+                    frame,
+                    charts.curve(restarts, axis, log=log),
+                    key=f"chart-{number}-{axis}-{log}",
                     alt=f"Curve of {text.plain(name, 60)}",
-                )  # fmt: skip
+                )
                 if odd:
                     st.caption(f":red[▲ {odd} {'value is' if odd == 1 else 'values are'} no number]")
 
@@ -137,9 +157,15 @@ def details(job_id: str) -> None:
     now_ms = live.hub().now_ms()
     tz = text.zone(live.browser_zone())
     output, attempts, events, checkpoints, submission = st.tabs(
-        ["Output", f"Attempts ({len(view.attempts)})", f"Events ({len(view.history)})",
-         f"Checkpoints ({len(job.checkpoints)})", "Submission"], key="details",
-    )  # fmt: skip
+        [
+            "Output",
+            f"Attempts ({len(view.attempts)})",
+            f"Events ({len(view.history)})",
+            f"Checkpoints ({len(job.checkpoints)})",
+            "Submission",
+        ],
+        key="details",
+    )
     with output:
         tail(job)
     with attempts:
@@ -147,14 +173,26 @@ def details(job_id: str) -> None:
         if rows:
             frame = pd.DataFrame(tables.timed(rows, "started", tz))
             st.dataframe(
-                frame, column_config=tables.ATTEMPTS, hide_index=True, key="attempts", alt="Attempts, newest first"
+                frame,
+                column_config=tables.ATTEMPTS,
+                hide_index=True,
+                placeholder="",
+                key="attempts",
+                alt="Attempts, newest first",
             )
         else:
             st.caption("No attempt yet: it waits for a free slot.")
     with events:
         rows = queries.event_rows(view.history, {job.id: job}, now_ms, limit=500)
         frame = pd.DataFrame(tables.timed(rows, "time", tz)).drop(columns=["job"], errors="ignore")
-        st.dataframe(frame, column_config=tables.EVENTS, hide_index=True, key="history", alt="Events, newest first")
+        st.dataframe(
+            frame,
+            column_config=tables.EVENTS,
+            hide_index=True,
+            placeholder="",
+            key="history",
+            alt="Events, newest first",
+        )
     with checkpoints:
         saved(job, now_ms)
     with submission:
@@ -168,10 +206,18 @@ def tail(job: Job) -> None:
     numbers = list(range(job.attempt, max(0, job.attempt - 20), -1))
     number = numbers[0]
     if len(numbers) > 1:
-        number = st.segmented_control(
-            "Attempt", numbers, default=numbers[0], required=True, key="output-of", label_visibility="collapsed",
-            format_func=lambda n: f"attempt {n}",
-        ) or numbers[0]  # fmt: skip
+        number = (
+            st.segmented_control(
+                "Attempt",
+                numbers,
+                default=numbers[0],
+                required=True,
+                key="output-of",
+                label_visibility="collapsed",
+                format_func=lambda n: f"attempt {n}",
+            )
+            or numbers[0]
+        )
     view = live.hub().view(job.id, attempt=number)
     told = view.tails.get(number, "") if view is not None else ""
     if not told:
@@ -179,8 +225,10 @@ def tail(job: Job) -> None:
         return
     if view is not None and number in view.cut:
         st.caption(f"The end of it; `trackside logs {job.id}` prints all.")
-    with st.container(height=420, border=True, autoscroll=True):
-        st.code(text.block(told), language=None, wrap_lines=True)
+    shown = text.block(told)
+    long = shown.count("\n") > 20
+    with st.container(height=420 if long else "content", border=False, autoscroll=long):
+        st.code(shown, language=None, wrap_lines=True)
 
 
 def saved(job: Job, now_ms: int) -> None:
@@ -188,11 +236,19 @@ def saved(job: Job, now_ms: int) -> None:
         st.caption("None yet. `run.checkpointer(model=model, every=100)` in the script writes them.")
         return
     rows = [
-        {"Step": c.step, "Attempt": c.attempt, "Name": text.plain(c.name), "Size": text.size(c.bytes),
-         "Written": text.ago(c.at_ms, now_ms), "SHA-256 of its manifest": c.digest[:16]}
+        {
+            "Step": c.step,
+            "Attempt": c.attempt,
+            "Name": text.plain(c.name),
+            "Size": text.size(c.bytes),
+            "Written": text.ago(c.at_ms, now_ms),
+            "SHA-256 of its manifest": c.digest[:16],
+        }
         for c in job.checkpoints
-    ]  # fmt: skip
-    st.dataframe(pd.DataFrame(rows), hide_index=True, key="checkpoints", alt="Checkpoints, newest first")
+    ]
+    st.dataframe(
+        pd.DataFrame(rows), hide_index=True, placeholder="", key="checkpoints", alt="Checkpoints, newest first"
+    )
 
 
 def submitted(job: Job) -> None:
@@ -209,7 +265,7 @@ def submitted(job: Job) -> None:
         **{f"params.{name}": str(value) for name, value in spec.params.items()},
     }
     rows = [{"": text.plain(name, 60), "Value": text.plain(value, 400)} for name, value in facts.items()]
-    st.dataframe(pd.DataFrame(rows), hide_index=True, key="submission", alt="What was submitted")
+    st.dataframe(pd.DataFrame(rows), hide_index=True, placeholder="", key="submission", alt="What was submitted")
 
 
 def download(job_id: str) -> None:
@@ -220,9 +276,14 @@ def download(job_id: str) -> None:
         return charts.metrics_csv(view.lines if view is not None else {})
 
     st.download_button(
-        "Metrics as CSV", rows, file_name=f"{job_id}-metrics.csv", mime="text/csv", on_click="ignore",
-        icon=":material/download:", type="tertiary",
-    )  # fmt: skip
+        "Metrics as CSV",
+        rows,
+        file_name=f"{job_id}-metrics.csv",
+        mime="text/csv",
+        on_click="ignore",
+        icon=":material/download:",
+        type="tertiary",
+    )
 
 
 job_id = chosen()

@@ -12,13 +12,13 @@ COLUMNS = {
     "state": st.column_config.MultiselectColumn(
         "State", options=[text.chip(s) for s in JobState], color=[text.STATES[s][1] for s in JobState], width=120
     ),
-    "name": st.column_config.TextColumn("Name", width=170),
-    "progress": st.column_config.ProgressColumn("Progress", min_value=0, max_value=100, format="%d %%", width=120),
-    "step": st.column_config.TextColumn("Step", width=110, alignment="right"),
-    "left": st.column_config.TextColumn("Left", width=75, alignment="right", help="Estimated from the present speed"),
-    "metrics": st.column_config.TextColumn("Last metrics", width=210),
-    "why": st.column_config.TextColumn("Why", width=260),
-    "attempt": st.column_config.NumberColumn("Attempt", width=70),
+    "name": st.column_config.TextColumn("Name", width=160),
+    "progress": st.column_config.ProgressColumn("Progress", min_value=0, max_value=100, format="%d %%", width=115),
+    "step": st.column_config.TextColumn("Step", width=105, alignment="right"),
+    "left": st.column_config.TextColumn("Left", width=65, alignment="right", help="Estimated from the present speed"),
+    "attempt": st.column_config.TextColumn("Att.", width=50, help="Which attempt it is", alignment="right"),
+    "metrics": st.column_config.TextColumn("Last metrics", width=200),
+    "why": st.column_config.TextColumn("Why", width=250),
     "slot": st.column_config.TextColumn("Slot", width=100),
     "since": st.column_config.TextColumn("In state", width=85, alignment="right"),
     "submitted": st.column_config.TextColumn("Submitted", width=90, alignment="right"),
@@ -44,10 +44,17 @@ def jobs() -> None:
         st.markdown("No job matches. Clear the filter above.")
         return
     event: Any = st.dataframe(
-        pd.DataFrame(rows, columns=list(COLUMNS)), key="table", column_config=COLUMNS, hide_index=True,
-        on_select="rerun", selection_mode="single-cell", height=min(38 * (len(rows) + 1), 720), row_height=38,
+        pd.DataFrame(rows, columns=list(COLUMNS)),
+        key="table",
+        column_config=COLUMNS,
+        hide_index=True,
+        placeholder="",
+        on_select="rerun",
+        selection_mode="single-cell",
+        height=min(38 * (len(rows) + 1) + 4, 720),
+        row_height=38,
         alt="The jobs, newest first",
-    )  # fmt: skip
+    )
     cells = event.selection.cells
     if cells and cells[0][0] < len(rows):
         st.session_state["open_job"] = rows[cells[0][0]]["id"]
@@ -66,14 +73,24 @@ def empty(unread: bool) -> None:
 chosen = st.session_state.pop("open_job", None)
 if chosen is not None:
     st.switch_page("views/job.py", query_params={"job": chosen})
-st.markdown("# Jobs")
 with st.container(horizontal=True, vertical_alignment="bottom"):
     st.pills(
-        "State", [s.value for s in JobState], selection_mode="multi", key="state", label_visibility="collapsed",
-        bind="query-params", format_func=lambda value: text.chip(JobState(value)),
-    )  # fmt: skip
+        "State",
+        [s.value for s in JobState],
+        selection_mode="multi",
+        key="state",
+        label_visibility="collapsed",
+        bind="query-params",
+        format_func=lambda value: text.chip(JobState(value)),
+    )
     st.text_input(
-        "Filter", key="q", placeholder="Name, id, slot, reason …", label_visibility="collapsed", bind="query-params",
-        icon=":material/search:", width=280, max_chars=100,
-    )  # fmt: skip
+        "Filter",
+        key="q",
+        placeholder="Name, id, slot, reason …",
+        label_visibility="collapsed",
+        bind="query-params",
+        icon=":material/search:",
+        width=280,
+        max_chars=100,
+    )
 jobs()

@@ -37,13 +37,18 @@ def processes() -> None:
         f"{len(rows)} processes" + (f" · {silent} silent: killed, frozen, or cut off from the server" * bool(silent))
     )
     st.dataframe(
-        pd.DataFrame(rows), key="processes", column_config=COLUMNS, hide_index=True, row_height=36,
-        height=min(36 * (len(rows) + 1) + 2, 720), alt="Every process and its last sign of life",
-    )  # fmt: skip
+        pd.DataFrame(rows),
+        key="processes",
+        column_config=COLUMNS,
+        hide_index=True,
+        placeholder="",
+        row_height=36,
+        height=min(36 * (len(rows) + 1) + 2, 720),
+        alt="Every process and its last sign of life",
+    )
     health = hub.health()
     if health.faults:
         st.caption(f"This page's reader failed {health.faults} times and went on.")
 
 
-st.markdown("# Processes")
 processes()
