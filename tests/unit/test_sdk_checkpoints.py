@@ -189,6 +189,14 @@ def test_pruning_never_removes_the_last_one_that_verifies(tmp_path: Path) -> Non
     assert [c.step for c in store.all()] == [5, 4, 2]
 
 
+def test_an_attempt_that_was_overtaken_removes_nothing(tmp_path: Path) -> None:
+    overtaken = CheckpointStore(tmp_path, 1)
+    for step in (1, 2):
+        write(overtaken, step)
+    write(CheckpointStore(tmp_path, 2), 3)
+    assert overtaken.prune(keep=1) == []
+
+
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, 1)
     write(store, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import subprocess
 import sys
 import threading
@@ -285,6 +286,25 @@ def test_a_damaged_newest_checkpoint_is_moved_aside_and_the_one_before_is_used(m
     assert damaged["name"] == "step-00000003-a1"
     assert "model.pt" in damaged["why"]
     assert (root / "damaged-step-00000003-a1").is_dir()
+
+
+def test_a_checkpoint_that_goes_away_while_it_is_read_is_passed_over(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+    run.checkpointer(model=torch.nn.Linear(1, 1), every=1)
+    list(run.steps(2))
+    load = torch_state.load
+
+    def load_late(path: Path) -> Any:
+        if path.parent.name == "step-00000002-a1":
+            shutil.rmtree(path.parent)
+        return load(path)
+
+    monkeypatch.setattr(torch_state, "load", load_late)
+    second = make_run(attempt=2)
+    assert second.checkpointer(model=torch.nn.Linear(1, 1)).step == 1
+    assert [r["name"] for r in records(second, "damaged")] == ["step-00000002-a1"]
 
 
 def test_an_empty_list_of_checkpoints_means_a_fresh_start(make_run: MakeRun) -> None:

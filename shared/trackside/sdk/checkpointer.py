@@ -122,11 +122,15 @@ class Checkpointer:
         for checkpoint, digest in self._store.candidates(resume):
             try:
                 self._store.verify(checkpoint, digest)
-            except CheckpointDamaged as error:
-                self._store.quarantine(checkpoint)
+                self._load(checkpoint)
+            except CheckpointError as error:
+                if checkpoint.path.exists():
+                    if not isinstance(error, CheckpointDamaged):
+                        raise
+                    self._store.quarantine(checkpoint)
+                # else an overtaken attempt that was still alive pruned it while it was read
                 self._emit({"k": "damaged", "t": now_ms(), "name": checkpoint.name, "why": str(error)})
                 continue
-            self._load(checkpoint)
             self._emit({"k": "restored", "t": now_ms(), "s": checkpoint.step, "name": checkpoint.name})
             return
         if resume:

@@ -161,8 +161,13 @@ class CheckpointStore:
             number += 1
 
     def prune(self, keep: int) -> list[str]:
-        """Remove all but the newest `keep`, but never the newest and never the last one that verifies."""
+        """Remove all but the newest `keep`, but never the newest and never the last one that verifies.
+
+        An attempt that sees checkpoints of a later one has been overtaken and removes nothing.
+        """
         everything = self.all()
+        if everything and everything[0].attempt > self.attempt:
+            return []
         kept, spare = everything[: max(keep, 1)], everything[max(keep, 1) :]
         if spare and not any(self._is_proved(checkpoint) for checkpoint in kept):
             saviour = next((checkpoint for checkpoint in spare if self._is_proved(checkpoint)), None)
