@@ -15,8 +15,13 @@ _PRIVATE_FILE: Final = 0o600
 
 def private_dir(path: Path) -> Path:
     """Make the directory and close it to everybody else, also where it was there already."""
-    path.mkdir(mode=_PRIVATE_DIR, parents=True, exist_ok=True)
-    path.chmod(_PRIVATE_DIR)
+    try:
+        path.mkdir(mode=_PRIVATE_DIR, parents=True, exist_ok=True)
+        path.chmod(_PRIVATE_DIR)
+    except OSError as error:
+        raise ServerError(
+            f"{path} cannot be made a private directory: {error.strerror}. Set TRACKSIDE_HOME to one of yours"
+        ) from error
     return path
 
 

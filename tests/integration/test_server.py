@@ -77,6 +77,12 @@ def test_a_home_that_was_never_started_says_how_to_start_it(fresh_home: Path) ->
         url_for(fresh_home, "submitter")
 
 
+def test_a_home_that_cannot_be_made_is_named(server_binary: ServerBinary, fresh_home: Path) -> None:
+    (fresh_home / "file").write_text("no directory")
+    with pytest.raises(ServerError, match=r"file/home.*TRACKSIDE_HOME"):
+        EmbeddedServer(fresh_home / "file" / "home", binary=server_binary).start()
+
+
 def test_a_long_home_gets_its_socket_in_a_private_temporary_directory(
     server_binary: ServerBinary, fresh_home: Path
 ) -> None:
