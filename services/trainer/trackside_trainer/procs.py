@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +123,21 @@ def reap() -> dict[int, int]:
         if pid == 0:
             return found
         found[pid] = status
+
+
+def children(pid: int) -> list[int]:
+    """The direct children of a process, zombies too."""
+    if _LISTS_CHILDREN:
+        return _children(pid)
+    return [other.pid for other in everybody() if other.parent == pid]
+
+
+def reap_orphans(known: Container[int]) -> None:
+    """Wait for every child of ours that has ended and is not `known`; those are for others to ask after."""
+    for pid in children(os.getpid()):
+        if pid not in known:
+            with suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
 
 
 def kill_until_gone(find: Callable[[], list[int]], *, limit_s: float) -> list[int]:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+from trackside.ids import rq_job_id
 from trackside_trainer import procs
 
 
@@ -96,9 +97,15 @@ def slot_lock(home: Path, slot_id: str) -> ProcessLock:
     return ProcessLock(home / "run" / "slots" / f"{slot_id}.lock")
 
 
-def taken_path(home: Path, slot_id: str) -> Path:
-    """Where a slot's worker writes what it has taken."""
-    return home / "run" / "slots" / f"{slot_id}.json"
+def taken_path(home: Path, job_id: str, number: int) -> Path:
+    """Where a worker writes that it has taken an attempt."""
+    return home / "run" / "taken" / f"{rq_job_id(job_id, number)}.json"
+
+
+def all_taken(home: Path) -> list[tuple[Path, TakenAttempt]]:
+    """Every attempt of this home that was taken and not reported as over."""
+    found = ((path, TakenAttempt.read(path)) for path in sorted((home / "run" / "taken").glob("*.json")))
+    return [(path, taken) for path, taken in found if taken is not None]
 
 
 def known_slots(home: Path) -> list[str]:

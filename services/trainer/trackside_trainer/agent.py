@@ -1,0 +1,326 @@
+"""The trainer service of a host: one worker per slot, watched and replaced.
+
+1. The agent takes the home's lock, so that workers which outlived an earlier agent know that they are not alone.
+2. It imports torch and warms it up, in one thread and without CUDA, and forks a worker for each slot that has none.
+   Workers and attempts share those pages, and a killed worker is replaced in milliseconds.
+3. A worker's death is seen at once (pidfd). What its attempt left is killed, its journal is shipped, its end is
+   reported; the new worker serves the slot meanwhile. A worker that keeps dying is restarted more and more slowly.
+4. At an orderly stop: workers first (their attempts save and stop), then whoever is left, then slots and beats go.
+
+A killed agent takes nobody along: its workers go on, and the next agent adopts them.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from trackside import logs
+from trackside.bus import beats, streams
+from trackside.bus.client import Client, connect, service_url
+from trackside.config import Settings
+from trackside.errors import AlreadyRunning
+from trackside.models import Beat, Role, Slot
+from trackside.processes import become_subreaper
+from trackside.retry import backoff_s
+from trackside.store import Store
+from trackside_trainer import procs, slotfiles
+from trackside_trainer.leftovers import Leftover, death_of
+from trackside_trainer.patience import Patience
+from trackside_trainer.samples import GpuSampler, HostSampler, find_gpus
+from trackside_trainer.slots import host_name, parse
+
+_LOOK_S: Final = 0.1  # the longest sleep; deaths wake the agent at once
+_COMMAND_LIMIT_S: Final = 1.0
+_RESTART_FIRST_S: Final = 0.5
+_RESTART_MAX_S: Final = 60.0
+_LOCK_WAIT_S: Final = 3.0  # an agent that is on its way out
+_KILL_LIMIT_S: Final = 5.0
+
+
+@dataclass(slots=True)
+class WorkerHandle:
+    """A living worker; `ours` is False for one that an earlier agent started."""
+
+    pid: int
+    started: int
+    pidfd: int
+    ours: bool
+
+
+@dataclass(slots=True)
+class Place:
+    """A slot as the agent sees it."""
+
+    slot: Slot
+    worker: WorkerHandle | None = None
+    wanted: bool = True  # False: an earlier agent's, not among today's slots
+    not_before_s: float = 0.0
+    deaths: deque[float] | None = None
+
+
+class Agent:
+    """The agent's loop. One thread: it forks."""
+
+    def __init__(self, settings: Settings, slots: list[Slot], url: str, host: str, storage: str) -> None:
+        self._settings, self._url, self._host, self._storage = settings, url, host, storage
+        self._places = {slot.id: Place(slot=slot, deaths=deque()) for slot in slots}
+        self._client: Client = connect(url, name=f"agent-{host}", command_limit_s=_COMMAND_LIMIT_S)
+        self._store = Store(self._client, by=f"agent:{host}")
+        self._bus = Patience()
+        self._leftovers: list[Leftover] = []
+        self._registered = False
+        self._stop_asked = False
+        self._started_at_ms = time.time_ns() // 1_000_000
+        self._next_beat_s = self._next_sample_s = 0.0
+        self._gpus = GpuSampler(settings.sample_s) if any(slot.kind == "gpu" for slot in slots) else None
+        self._machine = HostSampler()
+        self._log = logs.get()
+
+    def ask_to_stop(self, *_: object) -> None:
+        """The signal handler: sets a flag, the loop does the rest."""
+        self._stop_asked = True
+
+    # -- taking over -----------------------------------------------------------------------------------------------
+
+    def adopt(self) -> None:
+        """Take over the workers of an earlier agent, and what its dead ones left behind."""
+        for slot_id in slotfiles.known_slots(self._settings.home):
+            holder = slotfiles.slot_lock(self._settings.home, slot_id).holder()
+            if holder is None:
+                continue
+            place = self._places.get(slot_id)
+            if place is None:
+                surplus = Slot(id=slot_id, host=self._host, kind="cpu", storage=self._storage)
+                place = self._places[slot_id] = Place(slot=surplus, wanted=False, deaths=deque())
+            pid, started = holder
+            with suppress(ProcessLookupError):
+                place.worker = WorkerHandle(pid=pid, started=started, pidfd=os.pidfd_open(pid), ours=False)
+                self._log.info("worker_adopted", slot=slot_id, pid=pid)
+                if not place.wanted:
+                    os.kill(pid, signal.SIGTERM)
+        self._find_leftovers("the worker and its agent were gone")
+        self._finish_leftovers()
+
+    def _find_leftovers(self, death: str) -> None:
+        known = {leftover.path for leftover in self._leftovers}
+        for path, taken in slotfiles.all_taken(self._settings.home):
+            if path in known or procs.alive(taken.worker_pid, taken.worker_started):
+                continue
+            leftover = Leftover(self._settings, self._store, self._url, self._storage, path, taken, death)
+            leftover.kill()
+            self._leftovers.append(leftover)
+
+    # -- the loop --------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Watch until asked to stop."""
+        while not self._stop_asked:
+            self._fork_missing()
+            self._wait(_LOOK_S)
+            self._see_deaths()
+            self._finish_leftovers()
+            self._talk()
+        return self._stop()
+
+    def _wait(self, limit_s: float) -> None:
+        poll = select.poll()
+        for place in self._places.values():
+            if place.worker is not None:
+                poll.register(place.worker.pidfd, select.POLLIN)
+        poll.poll(max(1, int(limit_s * 1000)))
+
+    def _fork_missing(self) -> None:
+        for place in self._places.values():
+            if place.worker is None and place.wanted and time.monotonic() >= place.not_before_s:
+                place.worker = self._fork(place.slot)
+
+    def _fork(self, slot: Slot) -> WorkerHandle:
+        from trackside_trainer.worker import become_worker
+
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+        try:
+            pid = os.fork()
+            if pid == 0:
+                become_worker(self._settings, slot, self._url)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
+        return WorkerHandle(pid=pid, started=procs.start_time(pid) or 0, pidfd=os.pidfd_open(pid), ours=True)
+
+    def _see_deaths(self) -> None:
+        dead = [place for place in self._places.values() if place.worker is not None and _is_over(place.worker)]
+        for place in dead:
+            worker, place.worker = place.worker, None
+            assert worker is not None  # noqa: S101 -- just looked at
+            os.close(worker.pidfd)
+            status = _status(worker)
+            self._plan_restart(place, status)
+            self._kill_orphans()
+            self._find_leftovers(death_of(status))
+
+    def _plan_restart(self, place: Place, status: int | None) -> None:
+        now_s = time.monotonic()
+        deaths = place.deaths if place.deaths is not None else deque()
+        deaths.append(now_s)
+        while deaths and now_s - deaths[0] > self._settings.restart_period_s:
+            deaths.popleft()
+        excess = len(deaths) - self._settings.restart_intensity
+        wait_s = backoff_s(excess, first_s=_RESTART_FIRST_S, max_s=_RESTART_MAX_S) if excess > 0 else 0.0
+        place.not_before_s = now_s + wait_s
+        self._log.warning("worker_died", slot=place.slot.id, how=death_of(status), restart_in_s=round(wait_s, 2))
+        if not place.wanted:
+            self._bus.call(lambda: self._retire_slot(place.slot))
+
+    def _kill_orphans(self) -> None:
+        """What a dead worker's attempt left is our child now, and nobody else's."""
+        known = {place.worker.pid for place in self._places.values() if place.worker is not None}
+        known |= {self._gpus.pid} if self._gpus is not None and self._gpus.pid else set()
+
+        def orphans() -> list[int]:
+            procs.reap_orphans(known)
+            top = [pid for pid in procs.children(os.getpid()) if pid not in known]
+            return [*top, *(below for pid in top for below in procs.descendants(pid))]
+
+        left = procs.kill_until_gone(orphans, limit_s=_KILL_LIMIT_S)
+        if left:
+            self._log.error("processes_stuck", pids=left)
+
+    def _finish_leftovers(self) -> None:
+        self._leftovers = [leftover for leftover in self._leftovers if not leftover.advance(self._bus)]
+
+    # -- talking ---------------------------------------------------------------------------------------------------
+
+    def _talk(self) -> None:
+        now_s = time.monotonic()
+        if self._gpus is not None:
+            self._gpus.poll()
+        if now_s >= self._next_beat_s:
+            self._next_beat_s = now_s + self._settings.beat_s
+            self._bus.call(self._beat)
+        if now_s >= self._next_sample_s:
+            self._next_sample_s = now_s + self._settings.sample_s
+            self._bus.call(self._sample)
+
+    def _beat(self, *, stopping: bool = False) -> None:
+        if not self._registered:
+            for place in self._places.values():
+                if place.wanted:
+                    self._store.register_slot(place.slot)
+            self._registered = True
+        beat = Beat(
+            role=Role.AGENT, name=self._host, host=self._host, pid=os.getpid(), started_at_ms=self._started_at_ms,
+            at_ms=0, stopping=stopping, children=self._worker_pids(),
+        )  # fmt: skip
+        beats.publish(self._client, beat, self._settings.beat_ttl_s)
+
+    def _sample(self) -> None:
+        gpus = self._gpus.newest if self._gpus is not None else []
+        sample: dict[str, Any] = {"gpus": gpus, **self._machine.sample(self._worker_pids())}
+        streams.add_sample(self._client, self._host, sample)
+
+    def _worker_pids(self) -> dict[str, int]:
+        return {name: place.worker.pid for name, place in self._places.items() if place.worker is not None}
+
+    # -- stopping --------------------------------------------------------------------------------------------------
+
+    def _stop(self) -> int:
+        """In order: workers stop (their attempts save), the rest is killed, ends are reported, the books are closed."""
+        self._log.info("agent_stopping", workers=len(self._worker_pids()))
+        for place in self._places.values():
+            place.wanted = False
+            if place.worker is not None:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(place.worker.pidfd, signal.SIGTERM)
+        # A worker gives its attempt the grace, and needs a moment more to report the end.
+        deadline_s = time.monotonic() + self._settings.stop_grace_s + 2 * _COMMAND_LIMIT_S
+        self._until(lambda: not self._worker_pids(), deadline_s)
+        procs.kill(self._worker_pids().values())
+        self._until(lambda: not self._worker_pids(), time.monotonic() + _KILL_LIMIT_S)
+        self._until(lambda: not self._leftovers, time.monotonic() + 2 * _COMMAND_LIMIT_S)
+        if self._gpus is not None:
+            self._gpus.stop()
+        self._bus.call(self._close_books)
+        self._log.info("agent_stopped", reported_later=len(self._leftovers))
+        return 0
+
+    def _until(self, over: Callable[[], bool], deadline_s: float) -> None:
+        while not over() and time.monotonic() < deadline_s:
+            self._wait(_LOOK_S)
+            self._see_deaths()
+            self._finish_leftovers()
+            if time.monotonic() >= self._next_beat_s:
+                self._next_beat_s = time.monotonic() + self._settings.beat_s
+                self._bus.call(lambda: self._beat(stopping=True))
+
+    def _close_books(self) -> None:
+        for place in self._places.values():
+            self._retire_slot(place.slot)
+        beats.retire(self._client, Role.AGENT, self._host)
+
+    def _retire_slot(self, slot: Slot) -> None:
+        self._store.retire_slot(slot.id)
+
+
+def _is_over(worker: WorkerHandle) -> bool:
+    poll = select.poll()
+    poll.register(worker.pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _status(worker: WorkerHandle) -> int | None:
+    if not worker.ours:
+        return None
+    try:
+        return os.waitpid(worker.pid, 0)[1]
+    except ChildProcessError:
+        return None
+
+
+def _only_agent(settings: Settings) -> slotfiles.ProcessLock:
+    lock = slotfiles.agent_lock(settings.home)
+    deadline_s = time.monotonic() + _LOCK_WAIT_S
+    while not lock.take():
+        if time.monotonic() > deadline_s:
+            pid = (lock.holder() or (0, 0))[0]
+            raise AlreadyRunning(
+                f"the trainer of {settings.home} runs already as process {pid}: stop that one, "
+                "or set TRACKSIDE_HOME to another directory",
+                pid=pid,
+            )
+        time.sleep(0.05)
+    return lock
+
+
+def main(settings: Settings, *, slots: str = "auto") -> int:
+    """Run the trainer service until SIGTERM or SIGINT; the exit code."""
+    settings = replace(settings, home=settings.home.absolute())
+    host = host_name(settings.host)
+    logs.configure(settings, role="agent", host=host)
+    url = service_url(settings)
+    lock = _only_agent(settings)
+    become_subreaper()
+    storage = slotfiles.storage_id(settings.home)
+    chosen = parse(slots, host=host, storage=storage, find_gpus=find_gpus)
+    agent = Agent(settings, chosen, url, host, storage)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, agent.ask_to_stop)
+    agent.adopt()
+    from trackside_trainer.preload import preload
+
+    began_s = time.monotonic()
+    modules = preload()
+    logs.get().info(
+        "agent_started", slots=[slot.id for slot in chosen], modules=modules,
+        preload_s=round(time.monotonic() - began_s, 2), pid=os.getpid(),
+    )  # fmt: skip
+    try:
+        return agent.run()
+    finally:
+        lock.release()

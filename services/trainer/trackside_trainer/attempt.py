@@ -1,0 +1,310 @@
+"""One attempt, from the moment its worker has claimed it to its outcome in the store.
+
+    1. folders, snapshot, context and control page are made; the process is forked;
+    2. while it runs: its journal and output are shipped, what people ask of the job is passed on, time is kept;
+    3. it ends, or is ended: whatever descends from it is killed, so that the slot is really free;
+    4. the rest of journal and output is shipped, and only then is the attempt reported as over.
+
+The worker's loop calls `tick`; nothing here waits for the bus, and nothing that the bus does ends the training.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections import deque
+from contextlib import suppress
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+from trackside import logs
+from trackside.config import Settings
+from trackside.errors import Fenced, InvalidJob, NotFound
+from trackside.models import ACTIVE, EventKind, Failure, Job, JobState, Outcome, Reason, Slot
+from trackside.sdk.page import Command, ControlPage
+from trackside.store import Store
+from trackside_trainer import folders as folders_
+from trackside_trainer import launch, procs
+from trackside_trainer.ending import Exit, judge
+from trackside_trainer.patience import Patience
+from trackside_trainer.shipping import JournalTail, OutputTail, end_record
+from trackside_trainer.slotfiles import TakenAttempt, taken_path
+
+_FENCED_GRACE_S: Final = 2.0  # a newer attempt may be running already
+_KILL_LIMIT_S: Final = 5.0  # then whoever is left hangs in the kernel, and the slot must go on
+_SHIP_BUDGET_S: Final = 0.03  # of one tick; the rest waits for the next, so that ends and beats are never late
+_RATE_WINDOW_S: Final = 10.0
+# A stronger wish replaces a weaker one.
+_RANK: Final = {
+    Reason.PREEMPTED: 1,
+    Reason.PAUSED: 2,
+    Reason.TIMEOUT: 3,
+    Reason.CANCELLED: 4,
+    Reason.FENCED: 5,
+}
+_COMMANDS: Final = {
+    Reason.PREEMPTED: Command.PREEMPT,
+    Reason.TIMEOUT: Command.PREEMPT,  # it saves first: whoever raises the limit can go on
+    Reason.PAUSED: Command.PAUSE,
+    Reason.CANCELLED: Command.CANCEL,
+    Reason.FENCED: Command.FENCED,
+}
+
+
+class Phase(Enum):
+    RUNNING = "running"
+    DRAINING = "draining"
+    DONE = "done"
+
+
+class AttemptRun:
+    """An attempt on its slot; `worker_name` reports its end."""
+
+    def __init__(self, settings: Settings, store: Store, slot: Slot, job: Job, *, seen_by: str) -> None:
+        self.job_id, self.number = job.id, job.attempt
+        self.phase = Phase.RUNNING
+        self.outcome: Outcome | None = None
+        self.pid: int | None = None
+        self.pidfd: int | None = None
+        self._settings, self._store, self._slot, self._job, self._seen_by = settings, store, slot, job, seen_by
+        self._folders = folders_.Folders(home=settings.home, job=job.id, attempt=job.attempt)
+        self._log = logs.get().bind(job=job.id, attempt=job.attempt, slot=slot.id)
+        self._page: ControlPage | None = None
+        self._asked: Reason | None = None
+        self._kill_at_s: float | None = None
+        self._killed_by_us = False
+        self._told_pid = False
+        self._next_ship_s = self._next_control_s = 0.0
+        self._started_s = time.monotonic()
+        self._ended_s: float | None = None
+        self._status: int | None = None
+        self._oom_kills = procs.out_of_memory_kills()
+        self._pace: deque[tuple[float, int]] = deque()
+        self._usage: tuple[float, float] | None = None  # monotonic time and processor seconds at the last look
+        self._journal = JournalTail(store, job.id, job.attempt, self._folders.journal, slot.storage)
+        self._output = OutputTail(store.client, job.id, job.attempt, self._folders.output, settings.output_max_bytes)
+
+    # -- beginning -------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Prepare and start the process; what cannot start ends at once. Raises BusUnavailable to be called again."""
+        if self._job.state is JobState.CANCELLING:
+            self._end_unstarted(Outcome(reason=Reason.CANCELLED, detail="cancelled before it started"))
+            return
+        try:
+            context = folders_.prepare(self._folders, self._store, self._job, self._slot)
+            self._page = ControlPage.create(self._folders.page)
+            started = launch.start(
+                context,
+                self._folders.context,
+                output=self._folders.output,
+                python=self._job.spec.python,
+                home=self._settings.home,
+            )
+        except (InvalidJob, NotFound) as error:
+            failure = Failure(type=type(error).__name__, message=error.message)
+            self._end_unstarted(Outcome(reason=Reason.INVALID_JOB, detail=error.message, failure=failure))
+            return
+        except OSError as error:
+            detail = f"the attempt could not be started on this host: {error}"
+            self._end_unstarted(Outcome(reason=Reason.KILLED, detail=detail, failure=Failure(message=str(error))))
+            return
+        self.pid, self.pidfd = started.pid, started.pidfd
+        self._started_s = time.monotonic()
+        self.taken(started.pid, started.started).write(self.taken_path)
+        self._log.info("attempt_started", pid=started.pid, cold=self._job.spec.python is not None)
+
+    def _end_unstarted(self, outcome: Outcome) -> None:
+        self._log.warning("attempt_not_started", reason=outcome.reason.value, detail=outcome.detail)
+        self.outcome = outcome
+        self.phase = Phase.DRAINING
+        self._ended_s = time.monotonic()
+
+    @property
+    def taken_path(self) -> Path:
+        return taken_path(self._settings.home, self.job_id, self.number)
+
+    # -- the loop --------------------------------------------------------------------------------------------------
+
+    def tick(self, bus: Patience) -> None:
+        """Do what is due now; never waits longer than one command of the bus takes."""
+        if self.phase is Phase.RUNNING and self._has_exited():
+            self._on_exit()
+        if self.phase is Phase.RUNNING:
+            self._keep_time()
+        try:
+            if self._asked is not Reason.FENCED:
+                self._talk(bus)
+        except Fenced as error:
+            self._log.warning("attempt_fenced", why=error.message)
+            self.stop(Reason.FENCED)
+        except NotFound as error:  # the server lost its data: training goes on, and there is nobody to report to
+            if self.phase is Phase.DRAINING:
+                self._log.error("attempt_unknown_to_the_bus", why=error.message)
+                self.phase = Phase.DONE
+        if self._asked is Reason.FENCED and self.phase is Phase.DRAINING:
+            self.phase = Phase.DONE
+
+    def _talk(self, bus: Patience) -> None:
+        now_s = time.monotonic()
+        if self.phase is Phase.RUNNING:
+            if now_s >= self._next_control_s:
+                self._next_control_s = now_s + self._settings.control_poll_s
+                bus.call(self._look_at_job)
+            if now_s >= self._next_ship_s:
+                self._next_ship_s = now_s + self._settings.ship_s
+                bus.call(self._ship)
+        elif self.phase is Phase.DRAINING and bus.call(self._ship) is False:
+            bus.call(self._report)
+
+    def _ship(self) -> bool:
+        """Send what there is, within this tick's budget; whether there may be more."""
+        deadline_s = time.monotonic() + _SHIP_BUDGET_S
+        more = True
+        while more and time.monotonic() < deadline_s:
+            more = self._journal.ship()
+            more = self._output.ship() or more
+        return more
+
+    def _look_at_job(self) -> None:
+        job = self._store.job(self.job_id)
+        if job.attempt != self.number or job.slot != self._slot.id or job.state not in ACTIVE:
+            raise Fenced(f"the job is {job.state}, and attempt {job.attempt} is its newest")
+        if job.state is JobState.CANCELLING:
+            self.stop(Reason.CANCELLED)
+        elif job.state is JobState.PAUSING:
+            self.stop(Reason.PAUSED)
+        if not self._told_pid and self.pid is not None:
+            self._store.note_attempt(self.job_id, self.number, EventKind.NOTE, "process started", pid=self.pid)
+            self._told_pid = True
+
+    def _keep_time(self) -> None:
+        now_s = time.monotonic()
+        limit_s = self._job.spec.timeout_s
+        if limit_s is not None and self._job.ran_ms / 1000 + now_s - self._started_s > limit_s:
+            self.stop(Reason.TIMEOUT)
+        if self._kill_at_s is not None and now_s >= self._kill_at_s:
+            self._log.warning("attempt_killed", why="it did not stop within its grace")
+            self._kill_at_s, self._killed_by_us = None, True
+            self.kill()
+
+    def stop(self, reason: Reason) -> None:
+        """Ask the process to stop at its next boundary; a weaker wish than an earlier one changes nothing."""
+        if self._asked is not None and _RANK[self._asked] >= _RANK[reason]:
+            return
+        self._asked = reason
+        if self.phase is not Phase.RUNNING or self.pidfd is None or self._page is None:
+            return
+        self._log.info("attempt_stopping", reason=reason.value)
+        self._page.command = _COMMANDS[reason]
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
+        grace_s = self._settings.stop_grace_s
+        if reason is Reason.FENCED:
+            grace_s = min(grace_s, _FENCED_GRACE_S)
+        kill_at_s = time.monotonic() + grace_s
+        self._kill_at_s = kill_at_s if self._kill_at_s is None else min(self._kill_at_s, kill_at_s)
+
+    def kill(self) -> None:
+        """SIGKILL to the process and all that descends from it."""
+        if self.pid is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+        procs.kill(procs.descendants(os.getpid()))
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def _has_exited(self) -> bool:
+        if self.pidfd is None:
+            return False
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _on_exit(self) -> None:
+        assert self.pid is not None  # noqa: S101 -- only a started process has a pidfd
+        self._ended_s = time.monotonic()
+        _, self._status = os.waitpid(self.pid, 0)
+        os.close(self.pidfd or -1)
+        self.pidfd = None
+        left = procs.kill_until_gone(lambda: procs.descendants(os.getpid()), limit_s=_KILL_LIMIT_S)
+        procs.reap()
+        if left:
+            self._log.error("processes_stuck", pids=left)
+        self.phase = Phase.DRAINING
+
+    def _report(self) -> None:
+        outcome = self.outcome or self._judge()
+        self._store.end_attempt(self.job_id, self.number, outcome)
+        self.outcome, self.phase = outcome, Phase.DONE
+        self._log.info("attempt_ended", reason=outcome.reason.value, detail=outcome.detail, step=outcome.last_step)
+
+    def _judge(self) -> Outcome:
+        kills = procs.out_of_memory_kills()
+        seen = Exit(
+            status=self._status,
+            asked=self._asked,
+            killed_by_us=self._killed_by_us,
+            out_of_memory=kills is not None and self._oom_kills is not None and kills > self._oom_kills,
+        )
+        page, ended_s = self._page, self._ended_s or time.monotonic()
+        return judge(
+            end_record(self._folders.journal),
+            seen,
+            first_step=page.first if page else None,
+            last_step=page.completed if page and page.first is not None else None,
+            seen_by=self._seen_by,
+            noticed_after_ms=int((time.monotonic() - ended_s) * 1000),
+        )
+
+    # -- what others see -------------------------------------------------------------------------------------------
+
+    def taken(self, pid: int | None = None, pid_started: int | None = None) -> TakenAttempt:
+        """The record of who has taken this attempt."""
+        return TakenAttempt(
+            slot=self._slot.id,
+            job=self.job_id,
+            attempt=self.number,
+            attempt_dir=str(self._folders.root),
+            worker_pid=os.getpid(),
+            worker_started=procs.start_time(os.getpid()) or 0,
+            pid=pid,
+            pid_started=pid_started,
+        )
+
+    def vitals(self) -> dict[str, float | int | None]:
+        """What a beat tells about the attempt."""
+        page, now_s = self._page, time.monotonic()
+        if page is None:
+            return {}
+        boundary_ns, cpu = page.boundary_ns, self._cpu()
+        return {
+            "attempt_pid": self.pid,
+            "step": page.completed if page.first is not None else None,
+            "total": page.total,
+            "step_age_s": None if boundary_ns is None else round(max(0.0, now_s - boundary_ns / 1e9), 3),
+            "steps_per_s": self._steps_per_s(page.completed, now_s) if page.first is not None else None,
+            "cpu_pct": cpu[0],
+            "rss_mib": cpu[1],
+        }
+
+    def _steps_per_s(self, completed: int, now_s: float) -> float | None:
+        pace = self._pace
+        pace.append((now_s, completed))
+        while len(pace) > 2 and now_s - pace[0][0] > _RATE_WINDOW_S:
+            pace.popleft()
+        since_s, since = pace[0]
+        return round((completed - since) / (now_s - since_s), 3) if now_s > since_s else None
+
+    def _cpu(self) -> tuple[float | None, float | None]:
+        if self.phase is not Phase.RUNNING:
+            return None, None
+        now_s = time.monotonic()
+        used_s, rss_mib = procs.usage(procs.descendants(os.getpid()))
+        before, self._usage = self._usage, (now_s, used_s)
+        if before is None or now_s <= before[0]:
+            return None, round(rss_mib, 1)
+        return round(max(0.0, (used_s - before[1]) / (now_s - before[0]) * 100), 1), round(rss_mib, 1)

@@ -1,0 +1,75 @@
+"""Journal records to columns: what goes to the bus as one entry of a metrics stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from trackside.models import Batch
+
+MAX_RECORDS: Final = 2_000
+MAX_BYTES: Final = 256 * 1024
+_MAX_CELLS: Final = 50_000  # each point may bring new names: without a bound the columns grow with the square
+_MAX_NAME: Final = 200
+_MAX_TEXT: Final = 2_000
+_MAX_SUMMARY_BYTES: Final = 64 * 1024
+
+
+class BatchBuilder:
+    """Collects records until one of the bounds is reached."""
+
+    def __init__(self) -> None:
+        self._steps: list[int] = []
+        self._at_ms: list[int] = []
+        self._series: dict[str, list[float | str | None]] = {}
+        self._total: int | None = None
+        self._summary: dict[str, Any] = {}
+
+    @property
+    def full(self) -> bool:
+        points = len(self._steps)
+        return points >= MAX_RECORDS or (points + 1) * (len(self._series) + 1) > _MAX_CELLS
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Take a record over; one that is no point, total or summary adds nothing."""
+        kind = record["k"]
+        if kind == "m":
+            self._add_point(record.get("s"), record.get("t"), record.get("m"))
+        elif kind == "begin" and isinstance(record.get("total"), int):
+            self._total = record["total"]
+        elif kind == "summary" and isinstance(record.get("m"), dict):
+            self._summary.update(bounded(record["m"]))
+
+    def build(self) -> Batch:
+        """The batch of all that was added."""
+        return Batch(
+            steps=tuple(self._steps),
+            at_ms=tuple(self._at_ms),
+            series={name: tuple(column) for name, column in self._series.items()},
+            total=self._total,
+            summary=self._summary,
+        )
+
+    def _add_point(self, step: Any, at_ms: Any, values: Any) -> None:
+        if type(step) is not int or type(at_ms) is not int or not isinstance(values, dict):
+            return
+        row = len(self._steps)
+        self._steps.append(step)
+        self._at_ms.append(at_ms)
+        for name, value in values.items():
+            if isinstance(value, int | float | str):
+                column = self._series.setdefault(name[:_MAX_NAME], [None] * row)
+                if len(column) == row:
+                    column.append(value[:_MAX_TEXT] if isinstance(value, str) else float(value))
+        for column in self._series.values():
+            if len(column) == row:
+                column.append(None)
+
+
+def bounded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Results fit for the bus: short names, and what is too large is replaced by a word about it."""
+    kept: dict[str, Any] = {}
+    for name, value in list(values.items())[:MAX_RECORDS]:
+        size = len(repr(value))
+        kept[str(name)[:_MAX_NAME]] = value if size <= _MAX_SUMMARY_BYTES else f"(left out: {size} characters)"
+    return kept

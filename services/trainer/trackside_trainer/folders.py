@@ -1,0 +1,111 @@
+"""Where an attempt lives on the disk, and how its folders are made ready."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from trackside.models import Job, Slot
+from trackside.sdk.context import AttemptContext, Program, ResumePoint
+from trackside.snapshots import unpack
+from trackside.store import Store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Folders:
+    """The paths of one attempt."""
+
+    home: Path
+    job: str
+    attempt: int
+
+    @property
+    def root(self) -> Path:
+        return self.home / "jobs" / self.job / "attempts" / str(self.attempt)
+
+    @property
+    def context(self) -> Path:
+        return self.root / "attempt.json"
+
+    @property
+    def journal(self) -> Path:
+        return self.root / "journal.jsonl"
+
+    @property
+    def output(self) -> Path:
+        return self.root / "output.log"
+
+    @property
+    def page(self) -> Path:
+        return self.root / "page"
+
+    @property
+    def work(self) -> Path:
+        return self.root / "work"
+
+    @property
+    def files(self) -> Path:
+        return self.root / "files"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.home / "jobs" / self.job / "checkpoints"
+
+
+def prepare(folders: Folders, store: Store, job: Job, slot: Slot) -> AttemptContext:
+    """Make the folders, unpack what was submitted and write the context.
+
+    Raises InvalidJob or NotFound for a snapshot that cannot be had, OSError for a disk that does not take it.
+    """
+    if folders.root.exists():  # a try that was cut short, or a number that a restored server gave out again
+        folders.root.rename(folders.root.with_name(f"{folders.attempt}.before-{time.time_ns()}"))
+    for path in (folders.work, folders.files, folders.checkpoints):
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if job.spec.snapshot is not None:
+        unpack(_snapshot(folders.home, store, job.spec.snapshot), folders.work, sha256=job.spec.snapshot)
+    program = job.spec.program
+    context = AttemptContext(
+        job=job.id,
+        attempt=folders.attempt,
+        name=job.name,
+        slot=slot.id,
+        params=job.spec.params,
+        attempt_dir=folders.root,
+        journal=folders.journal,
+        page=folders.page,
+        work_dir=folders.work,
+        files_dir=folders.files,
+        checkpoints_dir=folders.checkpoints,
+        program=Program(kind=program.kind, target=program.target, argv=program.argv),
+        # Only what the store accepted, and only what lies here: another host's folder cannot be read.
+        resume=tuple(
+            ResumePoint(name=found.name, step=found.step, digest=found.digest)
+            for found in job.checkpoints
+            if found.storage == slot.storage
+        ),
+        threads=slot.threads,
+        gpu_uuid=slot.gpu_uuid,
+    )
+    context.to_file(folders.context)
+    folders.output.touch(mode=0o600)
+    return context
+
+
+def _snapshot(home: Path, store: Store, sha256: str) -> bytes:
+    """The archive, from this host's copy if that is whole, else from the bus."""
+    cached = home / "snapshots" / f"{sha256}.tar.gz"
+    try:
+        data = cached.read_bytes()
+        if hashlib.sha256(data).hexdigest() == sha256:
+            return data
+    except FileNotFoundError:
+        pass
+    data = store.snapshot(sha256)
+    cached.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    aside = cached.with_name(f".{cached.name}.{os.getpid()}")
+    aside.write_bytes(data)
+    aside.replace(cached)
+    return data

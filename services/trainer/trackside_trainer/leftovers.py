@@ -1,0 +1,132 @@
+"""Finishes attempts whose worker is dead: nobody trains on, nothing that was written is lost, and the end is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Final
+
+from trackside import logs
+from trackside.config import Settings
+from trackside.errors import ConfigurationError, Fenced, NotFound
+from trackside.models import AttemptState, Outcome, Reason
+from trackside.sdk.page import ControlPage
+from trackside.store import Store
+from trackside_trainer import launch, procs
+from trackside_trainer.ending import Exit, judge
+from trackside_trainer.folders import Folders
+from trackside_trainer.patience import Patience
+from trackside_trainer.shipping import JournalTail, OutputTail, end_record
+from trackside_trainer.slotfiles import TakenAttempt
+
+_KILL_LIMIT_S: Final = 2.0
+_BUDGET_S: Final = 0.05  # of one look: the agent has other workers to see to
+
+
+class Leftover:
+    """An attempt that a dead worker had taken; `advance` until it says that it is done."""
+
+    def __init__(
+        self, settings: Settings, store: Store, url: str, storage: str, path: Path, taken: TakenAttempt, death: str
+    ) -> None:
+        self.path, self.taken = path, taken
+        self._store, self._url, self._death = store, url, death
+        self._seen_s = time.monotonic()
+        self._by = f"agent:{taken.slot}"
+        self._folders = Folders(home=settings.home, job=taken.job, attempt=taken.attempt)
+        self._ours: bool | None = None  # None: not looked yet
+        self._journal = JournalTail(store, taken.job, taken.attempt, self._folders.journal, storage)
+        self._output = OutputTail(
+            store.client, taken.job, taken.attempt, self._folders.output, settings.output_max_bytes
+        )
+        self._log = logs.get().bind(job=taken.job, attempt=taken.attempt, slot=taken.slot)
+
+    def kill(self) -> None:
+        """End every process of the attempt; its parent's death has ended the first one already."""
+        marker = launch.marker(self._folders.context)
+        taken = self.taken
+        left = procs.kill_until_gone(
+            lambda: procs.of_attempt(taken.pid, taken.pid_started, marker), limit_s=_KILL_LIMIT_S
+        )
+        if left:
+            self._log.error("processes_stuck", pids=left)
+
+    def advance(self, bus: Patience) -> bool:
+        """Go on with shipping and reporting; True once nothing is left to do."""
+        try:
+            done = bus.call(self._advance) is True
+        except (Fenced, NotFound) as error:  # it was ended elsewhere, or the server does not know it any more
+            self._log.info("leftover_given_up", why=error.message)
+            done = bus.call(self._discard) is True
+        if done:
+            self.path.unlink(missing_ok=True)
+        return done
+
+    def _advance(self) -> bool:
+        if self._ours is None:
+            self._ours = self._is_ours()
+        if not self._ours:
+            return True
+        deadline_s = time.monotonic() + _BUDGET_S
+        more = True
+        while more and time.monotonic() < deadline_s:
+            more = self._journal.ship()
+            more = self._output.ship() or more
+        if more:
+            return False
+        outcome = self._judge()
+        self._store.end_attempt(self.taken.job, self.taken.attempt, outcome)
+        self._log.warning("attempt_ended", reason=outcome.reason.value, detail=outcome.detail, step=outcome.last_step)
+        return self._discard()
+
+    def _is_ours(self) -> bool:
+        attempt = self._store.attempt(self.taken.job, self.taken.attempt)
+        if attempt.state is AttemptState.ASSIGNED:
+            return False  # its worker died before it had it: the next worker finds it in the queue
+        if attempt.state is AttemptState.ENDED or attempt.worker_pid != self.taken.worker_pid:
+            raise Fenced("it has ended already")
+        return True
+
+    def _discard(self) -> bool:
+        from trackside.bus import queue
+
+        client = queue.rq_client(self._url, command_limit_s=1.0)
+        try:
+            queue.discard(client, self.taken.job, self.taken.attempt, self.taken.slot)
+        finally:
+            client.close()
+        return True
+
+    def _judge(self) -> Outcome:
+        first, last = self._steps()
+        noticed = int((time.monotonic() - self._seen_s) * 1000)
+        end = end_record(self._folders.journal)
+        if end is None:
+            return Outcome(
+                reason=Reason.KILLED, detail=self._death, signal="SIGKILL" if "SIGKILL" in self._death else None,
+                first_step=first, last_step=last, seen_by=self._by, noticed_after_ms=noticed,
+            )  # fmt: skip
+        return judge(
+            end, Exit(status=None), first_step=first, last_step=last, seen_by=self._by, noticed_after_ms=noticed
+        )
+
+    def _steps(self) -> tuple[int | None, int | None]:
+        try:
+            page = ControlPage.open(self._folders.page)
+        except (ConfigurationError, OSError):
+            return None, None
+        try:
+            return page.first, page.completed if page.first is not None else None
+        finally:
+            page.close()
+
+
+def death_of(status: int | None) -> str:
+    """How a worker died, for people; `status` is its wait status if we are its parent."""
+    if status is None:
+        return "the worker died"
+    if os.WIFSIGNALED(status):
+        return f"the worker was killed ({signal.Signals(os.WTERMSIG(status)).name})"
+    return f"the worker ended with exit code {os.waitstatus_to_exitcode(status)}"

@@ -1,0 +1,146 @@
+"""What a host's agent samples: GPUs through a process of their own, the host and the attempts from /proc."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from trackside.processes import die_with_parent
+from trackside.retry import backoff_s
+from trackside_trainer import procs
+
+_MODULE: Final = "trackside_trainer.gpus"
+_DISCOVERY_LIMIT_S: Final = 30.0  # a driver that has to wake its devices takes seconds
+_LINE_MAX_BYTES: Final = 1024 * 1024
+
+
+def find_gpus() -> list[dict[str, Any]]:
+    """The GPUs of this host, asked once; empty where there is no driver, or none that answers."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", _MODULE, "--once"], capture_output=True, timeout=_DISCOVERY_LIMIT_S, check=False
+        )
+        found = json.loads(done.stdout or b"[]")
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return []
+    return found if isinstance(found, list) else []
+
+
+class GpuSampler:
+    """Keeps the sampling process going and remembers its newest line."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._rest = b""
+        self._failures = 0
+        self._not_before_s = 0.0
+        self.newest: list[dict[str, Any]] = []
+
+    @property
+    def pid(self) -> int | None:
+        """The sampling process."""
+        return self._process.pid if self._process is not None else None
+
+    def poll(self) -> None:
+        """Read what has come; start the process if it is not there."""
+        if self._process is None:
+            self._start()
+            return
+        assert self._process.stdout is not None  # noqa: S101 -- it was started with a pipe
+        try:
+            data = os.read(self._process.stdout.fileno(), _LINE_MAX_BYTES)
+        except BlockingIOError:
+            return
+        if not data:
+            self._ended()
+            return
+        *lines, self._rest = (self._rest + data)[-_LINE_MAX_BYTES:].split(b"\n")
+        for line in lines:
+            try:
+                self.newest, self._failures = json.loads(line), 0
+            except ValueError:
+                continue
+
+    def stop(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._ended()
+
+    def _start(self) -> None:
+        if time.monotonic() < self._not_before_s:
+            return
+        parent = os.getpid()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", _MODULE, "--every", str(self._every_s)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=lambda: die_with_parent(signal.SIGKILL, parent),  # noqa: PLW1509 -- the agent has one thread
+        )
+        assert self._process.stdout is not None  # noqa: S101 -- as above
+        os.set_blocking(self._process.stdout.fileno(), False)
+
+    def _ended(self) -> None:
+        process, self._process = self._process, None
+        self._rest, self.newest = b"", []
+        self._failures += 1
+        self._not_before_s = time.monotonic() + backoff_s(self._failures, first_s=1.0, max_s=60.0)
+        if process is not None and process.stdout is not None:
+            process.stdout.close()
+            process.wait()
+
+
+class HostSampler:
+    """Processor, memory and load of the host, and what each attempt's process tree uses."""
+
+    def __init__(self) -> None:
+        self._cpu: tuple[int, int] | None = None  # busy and total ticks at the last look
+        self._used: dict[int, tuple[float, float]] = {}  # by worker pid: monotonic time, processor seconds
+
+    def sample(self, workers: dict[str, int]) -> dict[str, Any]:
+        """One sample; `workers` are the living ones' pids by slot."""
+        memory = _memory_mib()
+        now_s = time.monotonic()
+        attempts: dict[str, Any] = {}
+        for slot, pid in workers.items():
+            below = procs.descendants(pid)
+            used_s, rss_mib = procs.usage(below)
+            before = self._used.get(pid)
+            self._used[pid] = (now_s, used_s)
+            if below:
+                pct = None if before is None else round(max(0.0, used_s - before[1]) / (now_s - before[0]) * 100, 1)
+                attempts[slot] = {"processes": len(below), "cpu_pct": pct, "rss_mib": round(rss_mib, 1)}
+        self._used = {pid: seen for pid, seen in self._used.items() if pid in workers.values()}
+        return {
+            "cpu_pct": self._cpu_pct(),
+            "cores": os.cpu_count(),
+            "load_1m": round(os.getloadavg()[0], 2),
+            "memory_total_mib": memory.get("MemTotal"),
+            "memory_available_mib": memory.get("MemAvailable"),
+            "attempts": attempts,
+        }
+
+    def _cpu_pct(self) -> float | None:
+        fields = [int(text) for text in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        total, idle = sum(fields), fields[3] + fields[4]
+        before, self._cpu = self._cpu, (total - idle, total)
+        if before is None or total <= before[1]:
+            return None
+        return round((total - idle - before[0]) / (total - before[1]) * 100, 1)
+
+
+def _memory_mib() -> dict[str, int]:
+    found: dict[str, int] = {}
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        number = rest.split()[0]
+        found[name] = int(number) // 1024
+    return found

@@ -1,0 +1,208 @@
+"""An attempt's journal and output on their way to the bus, exactly once, whoever carries them.
+
+No state is kept but the files and the streams: an entry's id says up to which byte the stream has the file, so a new
+worker, or the agent after a worker's death, asks for the last id and goes on from there. After an error the stream is
+asked again before anything is sent: an entry whose reply was lost is sent once more under its own id, and refused if
+it had arrived; what a restarted server has lost is read from the file again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from trackside.bus import keys, streams
+from trackside.bus.client import Client
+from trackside.bus.streams import Shipped
+from trackside.codec import decode, encode
+from trackside.errors import Fenced
+from trackside.models import Batch, CheckpointRef, EventKind
+from trackside.sdk.journal import JournalReader
+from trackside.store import Store
+from trackside_trainer.batches import MAX_BYTES, BatchBuilder
+
+_PIECE_BYTES: Final = 64 * 1024
+_RECORD_MAX_BYTES: Final = 1024 * 1024
+_NOTE_MAX_CHARS: Final = 2_000
+_TAIL_BYTES: Final = 256 * 1024  # an end line holds a traceback of 32,000 characters at most
+
+
+class Tail(Protocol):
+    """A file of an attempt that is followed to the bus."""
+
+    def ship(self) -> bool:
+        """Send one entry if there is something to send; whether there was."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Entry:
+    start: int
+    end: int
+    data: bytes
+
+
+class _FencedStream:
+    """The part that journal and output share: where the stream stands, and the entry that is on its way."""
+
+    def __init__(self, client: Client, stream: str, number: int, send: Callable[[int, bytes], Shipped]) -> None:
+        self._client, self._stream, self._number, self._send = client, stream, number, send
+        self._reached: int | None = None  # None: ask the stream
+        self._pending: _Entry | None = None
+
+    def reached(self) -> int:
+        """Up to which byte the stream has the file; raises Fenced when a newer attempt owns the stream."""
+        if self._reached is None:
+            found = streams.last_sequence(self._client, self._stream, self._number)
+            if found is None:
+                raise Fenced(f"{self._stream} belongs to a newer attempt than {self._number}")
+            if self._pending is not None and found != self._pending.start:
+                self._pending = None  # it had arrived, or the server lost more than this entry
+            self._reached = found
+        return self._reached
+
+    @property
+    def pending(self) -> bool:
+        return self._pending is not None
+
+    def ship(self, entry: _Entry | None) -> None:
+        """Send an entry, or the one that failed before (None)."""
+        entry = self._pending = entry or self._pending
+        if entry is None:
+            return
+        self._reached = None  # until the reply is here nothing is known
+        if self._send(entry.end, entry.data) is Shipped.FENCED:
+            raise Fenced(f"{self._stream} belongs to a newer attempt than {self._number}")
+        self._reached, self._pending = entry.end, None
+
+
+class JournalTail:
+    """Follows the journal: points become batches, and what the records say becomes facts in the store."""
+
+    def __init__(self, store: Store, job_id: str, number: int, path: Path, storage: str) -> None:
+        self._store, self._job, self._number, self._path, self._storage = store, job_id, number, path, storage
+        client = store.client
+        self._stream = _FencedStream(
+            client,
+            keys.metrics(job_id),
+            number,
+            lambda end, data: streams.ship_batch(client, job_id, number, end, decode(Batch, data)),
+        )
+
+    def ship(self) -> bool:
+        reached = self._stream.reached()
+        if self._stream.pending:
+            self._stream.ship(None)
+            return True
+        if _size(self._path) <= reached:
+            return False
+        builder, end = BatchBuilder(), reached
+        for after, record in JournalReader(self._path, reached).read():
+            if after - end <= _RECORD_MAX_BYTES:
+                self._tell(record)
+                builder.add(record)
+            end = after
+            if builder.full or end - reached >= MAX_BYTES:
+                break
+        if end == reached:
+            return False
+        # The facts above are told before the entry that marks them as read: told twice is harmless, never is not.
+        self._stream.ship(_Entry(start=reached, end=end, data=encode(builder.build())))
+        return True
+
+    def _tell(self, record: dict[str, Any]) -> None:
+        store, job, number = self._store, self._job, self._number
+        match record["k"]:
+            case "ck":
+                self._tell_checkpoint(record)
+            case "begin":
+                total, first = _whole(record.get("total")), _whole(record.get("from"))
+                store.note_attempt(job, number, EventKind.NOTE, "begin", total_steps=total, first_step=first)
+            case "restored":
+                name, step = _text(record.get("name")), _whole(record.get("s"))
+                store.note_attempt(job, number, EventKind.RESTORED, "restored", resumed_from=name, resumed_step=step)
+            case "damaged":
+                name, why = _text(record.get("name")), _text(record.get("why"))
+                store.note_attempt(job, number, EventKind.NOTE, "checkpoint damaged", name=name, why=why)
+            case "note":
+                level, text = _text(record.get("level")), _text(record.get("text"))
+                store.note_attempt(job, number, EventKind.NOTE, "note", level=level, text=text)
+
+    def _tell_checkpoint(self, record: dict[str, Any]) -> None:
+        name, step, digest = record.get("name"), _whole(record.get("s")), record.get("digest")
+        if not isinstance(name, str) or not isinstance(digest, str) or step is None or "/" in name:
+            return
+        found = CheckpointRef(
+            name=name,
+            step=step,
+            attempt=self._number,
+            digest=digest,
+            storage=self._storage,
+            bytes=_whole(record.get("bytes")),
+        )
+        self._store.accept_checkpoint(self._job, self._number, found)
+
+
+class OutputTail:
+    """Follows the output file, byte for byte, up to a bound; beyond it the file keeps all."""
+
+    def __init__(self, client: Client, job_id: str, number: int, path: Path, max_bytes: int) -> None:
+        self._path, self._max_bytes = path, max_bytes
+        self._stream = _FencedStream(
+            client,
+            keys.output(job_id),
+            number,
+            lambda end, data: streams.ship_output(client, job_id, number, end, data),
+        )
+
+    def ship(self) -> bool:
+        reached = self._stream.reached()
+        if self._stream.pending:
+            self._stream.ship(None)
+            return True
+        size = _size(self._path)
+        if size <= reached or reached > self._max_bytes:
+            return False
+        if reached == self._max_bytes:
+            said = f"\n[output beyond {self._max_bytes} bytes is kept in {self._path} only]\n".encode()
+            self._stream.ship(_Entry(start=reached, end=reached + 1, data=said))
+            return True
+        data = _piece(self._path, reached, min(_PIECE_BYTES, self._max_bytes - reached))
+        if not data:
+            return False
+        self._stream.ship(_Entry(start=reached, end=reached + len(data), data=data))
+        return True
+
+
+def _piece(path: Path, start: int, limit: int) -> bytes:
+    with path.open("rb") as file:
+        data = os.pread(file.fileno(), limit, start)
+    cut = data.rfind(b"\n") + 1
+    return data[:cut] if len(data) == limit and cut else data  # a full piece ends with a line, if it holds one
+
+
+def end_record(path: Path) -> dict[str, Any] | None:
+    """The end line of a journal, None if the process died before it could write one."""
+    reader = JournalReader(path, max(0, _size(path) - _TAIL_BYTES))
+    found: dict[str, Any] | None = None
+    for _, record in reader:
+        if record["k"] == "end":
+            found = record
+    return found
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _whole(value: Any) -> int | None:
+    return value if type(value) is int else None
+
+
+def _text(value: Any) -> str | None:
+    return value[:_NOTE_MAX_CHARS] if isinstance(value, str) else None

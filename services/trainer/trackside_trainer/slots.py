@@ -1,0 +1,73 @@
+"""The slots of a host, from what `--slots` says: `auto`, `cpu:N`, `gpu` or `gpu:N`."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from trackside.errors import ConfigurationError
+from trackside.models import Slot
+
+_AUTO_CPU_SLOTS: Final = 2  # a laptop goes on being one
+_MAX_CPU_SLOTS: Final = 256
+_HOST_CHARS: Final = 48
+
+Gpus = Sequence[Mapping[str, Any]]
+
+
+def host_name(setting: str | None) -> str:
+    """This host's name on the bus: lower-case letters, digits and '-'."""
+    raw = setting or socket.gethostname().partition(".")[0]
+    plain = re.sub(r"[^a-z0-9]+", "-", raw.lower()).strip("-")[:_HOST_CHARS].strip("-")
+    if not plain:
+        raise ConfigurationError(
+            f"no host name can be made of {raw!r}: set TRACKSIDE_HOST to letters and digits", setting="TRACKSIDE_HOST"
+        )
+    return plain
+
+
+def parse(text: str, *, host: str, storage: str, find_gpus: Callable[[], Gpus], cores: int | None = None) -> list[Slot]:
+    """The slots that `text` asks for; raises ConfigurationError when they cannot be had."""
+    cores = cores or len(os.sched_getaffinity(0))
+    kind, _, count = text.strip().lower().partition(":")
+    if (kind == "auto" and not count) or (kind == "gpu" and (not count or count.isdecimal())):
+        gpus = find_gpus()
+        if kind == "auto" and not gpus:
+            return _cpu_slots(min(_AUTO_CPU_SLOTS, cores), host, storage, cores)
+        return _gpu_slots(gpus, int(count) if count else None, host, storage, cores)
+    if kind == "cpu" and count.isdecimal() and 1 <= int(count) <= _MAX_CPU_SLOTS:
+        return _cpu_slots(int(count), host, storage, cores)
+    raise ConfigurationError(f"--slots {text!r} says nothing: use auto, cpu:2, gpu or gpu:1", setting="--slots")
+
+
+def _cpu_slots(count: int, host: str, storage: str, cores: int) -> list[Slot]:
+    threads = max(1, cores // count)
+    return [Slot(id=f"{host}-cpu{at}", host=host, kind="cpu", storage=storage, threads=threads) for at in range(count)]
+
+
+def _gpu_slots(gpus: Gpus, count: int | None, host: str, storage: str, cores: int) -> list[Slot]:
+    known = [gpu for gpu in gpus if gpu.get("uuid")]
+    if not known:
+        raise ConfigurationError(
+            "--slots asks for GPUs, and the NVIDIA driver shows none: try `nvidia-smi`, or use --slots cpu:2",
+            setting="--slots",
+        )
+    if count is not None and not 1 <= count <= len(known):
+        raise ConfigurationError(f"--slots gpu:{count}: this host has {len(known)} GPU(s)", setting="--slots")
+    chosen = known[:count]
+    return [
+        Slot(
+            id=f"{host}-gpu{at}",
+            host=host,
+            kind="gpu",
+            storage=storage,
+            threads=max(1, cores // len(chosen)),
+            gpu_uuid=str(gpu["uuid"]),
+            gpu_name=gpu.get("name"),
+            gpu_memory_mib=gpu.get("memory_total_mib"),
+        )
+        for at, gpu in enumerate(chosen)
+    ]

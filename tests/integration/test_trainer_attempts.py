@@ -1,0 +1,358 @@
+"""What becomes of an attempt that a worker takes: its end, its numbers, its output."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from trackside.bus import queue, streams
+from trackside.bus.acl import USERS
+from trackside.models import EventKind, JobState, Program, Reason
+from trackside.server import EmbeddedServer
+from trackside.testing import wait_until
+from trainer_harness import Trainer, kill, lives, steps_script
+
+
+@pytest.fixture(scope="module")
+def urls(redis_server: EmbeddedServer) -> Mapping[str, str]:
+    found = {user: redis_server.url(user) for user in (*USERS, "tester")}
+    with redis.Redis.from_url(found["tester"]) as client:
+        client.flushall()
+    return found
+
+
+@pytest.fixture(scope="module")
+def trainer(urls: Mapping[str, str]) -> Iterator[Trainer]:
+    home = Path(tempfile.mkdtemp(prefix="ts-"))
+    with Trainer(home, urls) as trainer:
+        yield trainer
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def test_an_attempt_succeeds_and_all_it_said_is_on_the_bus_in_order(trainer: Trainer) -> None:
+    job = trainer.assign(steps_script(300))
+
+    outcome = trainer.ended(job)
+
+    assert (outcome.reason, outcome.exit_code, outcome.first_step, outcome.last_step) == (Reason.SUCCEEDED, 0, 1, 300)
+    assert trainer.steps(job) == list(range(1, 301))
+    assert trainer.output(job) == "".join(f"step {step}\n" for step in range(1, 301))
+    attempt = trainer.attempt(job)
+    assert (attempt.total_steps, attempt.worker_pid) == (300, trainer.worker_pid())
+    job_now = trainer.store.job(job.id)
+    assert (job_now.state, job_now.slot, job_now.reason) == (JobState.RUNNING, None, Reason.SUCCEEDED)
+
+
+def test_rq_shows_what_runs_and_what_is_over(trainer: Trainer) -> None:
+    job = trainer.assign(steps_script(10_000, 0.01))
+    trainer.running(job)
+    slot_queue = queue.slot_queue(trainer.for_rq, "box-cpu0")
+    rq_id = f"{job.id}_1".encode()
+
+    started = trainer.for_rq.zrange(slot_queue.started_job_registry.key, 0, -1)
+    assert [member.split(b":")[0] for member in started] == [rq_id]
+    assert queue.queued(trainer.client, "box-cpu0") == []
+    workers = trainer.for_rq.smembers("rq:workers")
+    assert len(workers) == 1
+    assert trainer.for_rq.hget(next(iter(workers)), "state") == b"busy"
+    assert 0 < trainer.for_rq.ttl(next(iter(workers))) <= 6
+
+    trainer.store.cancel(job.id)
+    trainer.ended(job)
+    wait_until(
+        lambda: trainer.for_rq.zscore(slot_queue.failed_job_registry.key, rq_id), 5, "RQ does not list it as failed"
+    )
+    assert trainer.for_rq.zcard(slot_queue.started_job_registry.key) == 0
+    wait_until(lambda: trainer.for_rq.hget(next(iter(workers)), "state") == b"idle", 5, "the worker is still busy")
+
+
+def test_an_error_in_the_script_is_told_with_its_traceback(trainer: Trainer) -> None:
+    job = trainer.assign("print('before')\nraise ValueError('learning rate is negative')\n")
+
+    outcome = trainer.ended(job)
+
+    assert (outcome.reason, outcome.exit_code) == (Reason.USER_ERROR, 1)
+    assert outcome.detail == "ValueError: learning rate is negative"
+    assert outcome.failure is not None
+    assert 'train.py", line 2' in (outcome.failure.traceback or "")
+    assert trainer.output(job).startswith("before\nTraceback")
+
+
+def test_a_missing_program_is_an_invalid_job(trainer: Trainer) -> None:
+    job = trainer.assign("", program=Program(kind="script", target="other.py"))
+    assert trainer.ended(job).reason is Reason.INVALID_JOB
+
+
+def test_a_killed_training_process_is_reported_at_once(trainer: Trainer) -> None:
+    job = trainer.assign(steps_script(10_000, 0.01))
+    pid = trainer.running(job, step=3)
+
+    before_s = time.monotonic()
+    kill(pid)
+    outcome = trainer.ended(job, 5)
+    took_s = time.monotonic() - before_s
+
+    assert (outcome.reason, outcome.signal) == (Reason.KILLED, "SIGKILL")
+    assert took_s < 1.0
+    assert (outcome.last_step or 0) >= 3
+    assert trainer.steps(job)[-1] >= (outcome.last_step or 0)
+    print(f"child killed -> ended: {took_s * 1000:.0f} ms")
+
+
+def test_a_script_that_leaves_without_finishing_has_not_succeeded(trainer: Trainer) -> None:
+    job = trainer.assign("import os\nos._exit(0)\n")
+    outcome = trainer.ended(job)
+    assert outcome.reason is Reason.USER_ERROR
+    assert "exited 0 without finishing" in (outcome.detail or "")
+
+    other = trainer.ended(trainer.assign("import os\nos._exit(3)\n"))
+    assert (other.reason, other.exit_code) == (Reason.USER_ERROR, 3)
+
+
+GRANDCHILDREN = """
+import os, subprocess, sys, time
+hidden = "import os,time; os.setsid(); print('pid', os.getpid(), flush=True); time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", hidden])
+subprocess.Popen(["sh", "-c", "echo pid $$; trap '' TERM; sleep 600"])
+if os.fork() == 0:
+    if os.fork() == 0:
+        os.setsid()
+        print("pid", os.getpid(), flush=True)
+        time.sleep(600)
+    os._exit(0)
+print("pid", os.getpid(), flush=True)
+time.sleep(600)
+"""
+
+
+def test_cancelling_ends_an_unmodified_script_and_everything_it_started(trainer: Trainer) -> None:
+    job = trainer.assign(GRANDCHILDREN)
+    pids = trainer.pids_in_output(job, 4)
+    assert all(lives(pid) for pid in pids)
+
+    trainer.store.cancel(job.id)
+    outcome = trainer.ended(job)
+
+    assert outcome.reason is Reason.CANCELLED
+    assert [pid for pid in pids if lives(pid)] == []
+
+
+def test_what_a_finished_script_left_running_is_gone_before_the_slot_is_free(trainer: Trainer) -> None:
+    job = trainer.assign(GRANDCHILDREN.replace("time.sleep(600)\n", "", 0).rsplit("time.sleep(600)", 1)[0])
+    outcome = trainer.ended(job)
+    pids = trainer.pids_in_output(job, 1)
+    assert outcome.reason is Reason.SUCCEEDED
+    assert [pid for pid in pids if lives(pid)] == []
+
+
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("pid 1", flush=True)
+while True:
+    time.sleep(1)
+"""
+
+
+def test_a_time_limit_ends_the_job_also_when_it_does_not_listen(urls: Mapping[str, str], trainer: Trainer) -> None:
+    job = trainer.assign(steps_script(100_000, 0.01), timeout_s=0.5)
+    outcome = trainer.ended(job)
+    assert outcome.reason is Reason.TIMEOUT
+    assert 1 < (outcome.last_step or 0) < 1000
+
+
+def test_pausing_saves_and_ends_at_a_step_boundary(trainer: Trainer) -> None:
+    job = trainer.assign(CHECKPOINTED.format(total=100_000, pause=0.01))
+    trainer.running(job, step=2)
+    trainer.store.pause(job.id)
+
+    outcome = trainer.ended(job)
+
+    assert outcome.reason is Reason.PAUSED
+    job_now = trainer.store.job(job.id)
+    assert job_now.checkpoints[0].step == outcome.last_step
+    assert job_now.checkpoints[0].storage == trainer.slot().storage
+
+
+CHECKPOINTED = """
+import time, torch, trackside
+run = trackside.init()
+model = torch.nn.Linear(2, 1)
+state = run.checkpointer(model=model, every=5)
+for step in run.steps({total}):
+    run.log(loss=1.0 / step)
+    time.sleep({pause})
+"""
+
+
+def test_the_next_attempt_goes_on_from_the_accepted_checkpoint(trainer: Trainer) -> None:
+    job = trainer.assign(CHECKPOINTED.format(total=40, pause=0.02))
+    pid = trainer.running(job, step=12)
+    kill(pid)
+    first = trainer.ended(job)
+    saved = trainer.store.job(job.id).checkpoints[0].step
+
+    def requeue(found: Any, now: int) -> Any:
+        return trainer.store.moved(found, JobState.QUEUED, now, cause="test", detail=None)
+
+    trainer.store.change(job.id, requeue)
+    again = trainer.give(job.id)
+    second = trainer.ended(again)
+
+    assert (first.reason, second.reason, second.last_step) == (Reason.KILLED, Reason.SUCCEEDED, 40)
+    assert second.first_step == saved + 1
+    attempt = trainer.attempt(again)
+    assert (attempt.number, attempt.resumed_step) == (2, saved)
+    kinds = [event.kind for _, event in streams.history(trainer.client, job.id)]
+    assert EventKind.RESTORED in kinds
+
+
+def test_the_script_sees_no_address_and_no_password(trainer: Trainer, urls: Mapping[str, str]) -> None:
+    script = """
+import os, subprocess
+print(dict(os.environ))
+print(subprocess.run(["env"], capture_output=True, text=True).stdout)
+print(sorted(os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if int(fd) < 100))
+"""
+    job = trainer.assign(script)
+    trainer.ended(job)
+    said = trainer.output(job)
+
+    password = urls["trainer"].split(":")[2].split("@")[0]
+    assert password not in said
+    assert "REDIS" not in said
+    assert "socket:" not in said
+    assert "TRACKSIDE_ATTEMPT" in said
+    assert "'CUDA_VISIBLE_DEVICES': ''" in said
+
+
+def test_another_interpreter_starts_cold_and_does_the_same(trainer: Trainer) -> None:
+    script = steps_script(5) + "\nimport sys\nprint(sys.executable, 'redis' in sys.modules)\n"
+    job = trainer.assign(script, python=sys.executable)
+
+    outcome = trainer.ended(job, 30)
+
+    assert (outcome.reason, outcome.last_step) == (Reason.SUCCEEDED, 5)
+    assert f"{sys.executable} False" in trainer.output(job)
+
+
+def test_an_interpreter_that_is_not_there_is_an_invalid_job(trainer: Trainer) -> None:
+    outcome = trainer.ended(trainer.assign("", python="/nowhere/python"))
+    assert outcome.reason is Reason.INVALID_JOB
+    assert "/nowhere/python" in (outcome.detail or "")
+
+
+def test_output_beyond_the_bound_is_kept_in_the_file_only(trainer: Trainer) -> None:
+    job = trainer.assign("import sys\nsys.stdout.write('x' * 300_000 + '\\n')\nsys.stdout.write('y' * 10)")
+    trainer.ended(job)
+    assert trainer.output(job) == "x" * 300_000 + "\n" + "y" * 10
+
+
+FORGED: dict[str, Any] = {
+    "function": json.dumps(["os.system", None, ["touch MARK"], {}]).encode(),
+    "pickle": pickle.dumps(("os.system", None, ("touch MARK",), {})),
+    "large": b"x" * 100_000,
+    "entry": json.dumps([queue.FUNCTION, None, [], {}]).encode(),
+}
+
+
+def test_forged_rq_jobs_are_refused_and_the_worker_lives(trainer: Trainer, tmp_path: Path) -> None:
+    pid = trainer.worker_pid()
+    tester, mark = trainer.tester, tmp_path / "mark"
+    ids = {kind: f"forged-{kind}_1" for kind in FORGED}
+    for kind, rq_id in ids.items():
+        data = FORGED[kind].replace(b"MARK", str(mark).encode())
+        tester.hset(f"rq:job:{rq_id}", mapping={"data": data, "status": "queued", "failure_callback_name": "os.abort"})
+    tester.set("rq:job:wrongtype_1", "a string")
+    strange = ["wrongtype_1", "../../etc/passwd_1", "no-number", "a_1_\x00", "x" * 5000, "gone-abcdef_1"]
+    tester.rpush("rq:queue:slot-box-cpu0", *ids.values(), *strange)
+
+    job = trainer.assign(steps_script(2))
+
+    assert trainer.ended(job).reason is Reason.SUCCEEDED
+    assert trainer.worker_pid() == pid
+    assert not mark.exists()
+    wait_until(lambda: queue.queued(trainer.client, "box-cpu0") == [], 5, "strange ids are still queued")
+    assert {tester.hget(f"rq:job:{rq_id}", "status") for rq_id in ids.values()} == {b"failed"}
+
+
+def test_an_attempt_of_another_slot_is_refused(trainer: Trainer) -> None:
+    first = trainer.assign(steps_script(10_000, 0.01))
+    trainer.running(first)
+    trainer.tester.lpush("rq:queue:slot-box-cpu1", f"{first.id}_1")
+    trainer.store.cancel(first.id)
+    assert trainer.ended(first).reason is Reason.CANCELLED
+    # The same attempt once more on its own queue: it is over, and is not run again.
+    trainer.tester.rpush("rq:queue:slot-box-cpu0", f"{first.id}_1")
+    wait_until(lambda: queue.queued(trainer.client, "box-cpu0") == [], 5, "the stale id is still queued")
+    assert trainer.attempt(first).outcome is not None
+
+
+def test_a_fenced_attempt_stops_and_writes_no_more(trainer: Trainer) -> None:
+    job = trainer.assign(steps_script(100_000, 0.01))
+    pid = trainer.running(job, step=3)
+
+    with trainer.client.pipeline() as pipe:
+        streams.open_attempt(pipe, job.id, 2)
+        pipe.execute()
+
+    wait_until(lambda: not lives(pid), 3, "the fenced process still runs")
+    wait_until(lambda: (beat := trainer.beat()) is not None and beat.job is None, 3, "the slot is not free")
+    entries = [entry for entry, _, _ in streams.batches(trainer.client, job.id)]
+    assert all(entry.startswith("1-") for entry in entries)
+    assert trainer.attempt(job).outcome is None
+
+
+def test_numbers_and_progress_are_in_the_beat(trainer: Trainer) -> None:
+    job = trainer.assign(steps_script(10_000, 0.005))
+    pid = trainer.running(job, step=20)
+
+    def told() -> bool:
+        beat = trainer.beat()
+        return beat is not None and None not in (beat.steps_per_s, beat.cpu_pct, beat.rss_mib, beat.step_age_s)
+
+    wait_until(told, 5, "the beat tells no progress")
+    beat = trainer.beat()
+    assert beat is not None
+    assert (beat.attempt_pid, beat.total, beat.attempt) == (pid, 10_000, 1)
+    assert 20 < (beat.steps_per_s or 0) < 400
+    trainer.store.cancel(job.id)
+    trainer.ended(job)
+
+
+def test_rq_info_tells_the_truth_and_harms_nothing(trainer: Trainer, urls: Mapping[str, str]) -> None:
+    job = trainer.assign(steps_script(10_000, 0.01))
+    pid = trainer.running(job)
+    told = subprocess.run(
+        [sys.executable, "-m", "rq.cli", "info", "--url", urls["tester"], "--queue-class", "trackside.bus.queue.AttemptQueue"],
+        capture_output=True, text=True, check=False, timeout=30,
+    )  # fmt: skip
+    assert "slot-box-cpu0 | " in told.stdout, told.stdout + told.stderr
+    assert "1 executing" in told.stdout
+    assert "1 workers" in told.stdout
+    assert lives(pid)
+    trainer.store.cancel(job.id)
+    trainer.ended(job)
+
+
+def test_a_stop_of_the_training_process_by_somebody_else_counts_as_preempted(trainer: Trainer) -> None:
+    job = trainer.assign(CHECKPOINTED.format(total=100_000, pause=0.01))
+    pid = trainer.running(job, step=2)
+    import os
+
+    os.kill(pid, signal.SIGTERM)
+    outcome = trainer.ended(job)
+    assert outcome.reason is Reason.PREEMPTED
+    assert trainer.store.job(job.id).checkpoints[0].step == outcome.last_step
