@@ -54,6 +54,9 @@ class Commands(TyperGroup):
             raise typer.Exit(code) from error
         except KeyboardInterrupt:
             raise typer.Exit(EXIT_INTERRUPTED) from None
+        except BrokenPipeError:
+            _drop_stdout()
+            raise typer.Exit(EXIT_PIPE) from None
 
 
 app = typer.Typer(
@@ -101,7 +104,7 @@ def main() -> NoReturn:
             sys.stdout.flush()
     except KeyboardInterrupt:  # before the first command had begun
         code: Any = EXIT_INTERRUPTED
-    except BrokenPipeError:
+    except BrokenPipeError:  # at the last flush
         _drop_stdout()
         code = EXIT_PIPE
     except SystemExit as end:

@@ -54,7 +54,7 @@ def doctor(
     if as_json:
         print_json({"checks": [record(check) for check in checks]})
     else:
-        columns = [Column(title="WHAT"), Column(title=""), Column(title="FOUND", note=True)]
+        columns = [Column(title="WHAT"), Column(title=""), Column(title="FOUND")]
         rows = [(c.name, c.status, f"{c.message}{f': {c.todo}' if c.todo else ''}") for c in checks]
         print_table(columns, rows)
         say(f"{failed} to repair" if failed else "nothing needed is missing")

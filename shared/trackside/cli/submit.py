@@ -7,9 +7,10 @@ import shlex
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from trackside.cli import parse
 from trackside.cli.context import open_store, settings_of, who
@@ -30,9 +31,25 @@ class Device(StrEnum):
     GPU = "gpu"
 
 
+class SubmitCommand(TyperCommand):
+    """`submit`, whose command line is shared with the program's own."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return ["[OPTIONS]", "TARGET", "[-- ARGS...]"]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if getattr(error, "option_name", None) and "--" not in given:
+                say("trackside: options of the program itself stand after --, as in: train.py -- --lr 0.1")
+            raise
+
+
 def add_to(app: typer.Typer) -> None:
     """Register this command."""
-    app.command()(submit)
+    app.command(cls=SubmitCommand)(submit)
 
 
 def submit(
@@ -40,7 +57,7 @@ def submit(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TARGET] [-- ARGS]",
+            metavar="TARGET [-- ARGS...]",
             show_default=False,
             help="A .py script or package.module:function (not with -m); what follows -- goes to the program.",
         ),

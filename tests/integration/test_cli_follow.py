@@ -1,0 +1,200 @@
+"""`logs`, `events`, `wait`, `cancel`, `pause`, `resume`: commands that go on, wake up, and change states."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Mapping
+
+import pytest
+
+from cli_world import World
+from trackside.bus import streams
+from trackside.models import JobState
+from trackside.server import EmbeddedServer
+from trackside.testing import wait_until
+
+LIMIT_S = 20
+
+
+@pytest.fixture
+def world(redis_server: EmbeddedServer, bus_urls: Mapping[str, str]) -> World:
+    return World.at(redis_server.home, bus_urls)
+
+
+def _finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=LIMIT_S)
+    return process.returncode, out, err
+
+
+def _line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def _second_attempt(world: World, job_id: str) -> None:
+    with world.client.pipeline() as pipe:
+        streams.open_attempt(pipe, job_id, 2)
+        pipe.execute()
+    streams.ship_output(world.client, job_id, 2, 7, b"again\n")
+
+
+def test_logs_reach_a_pipe_byte_for_byte(world: World) -> None:
+    world.running("digits-abc123")
+    streams.ship_output(world.client, "digits-abc123", 1, 30, b"no newline")
+
+    assert world.run("logs", "digits").out == "hello \x1b[31mred\x1b[0m\nline 2\nno newline"
+
+
+def test_logs_of_one_attempt_and_the_last_lines(world: World) -> None:
+    world.running("digits-abc123")
+    _second_attempt(world, "digits-abc123")
+
+    assert world.run("logs", "digits").out.endswith("line 2\nagain\n")
+    assert world.run("logs", "digits", "--attempt", "1").out.endswith("line 2\n")
+    assert world.run("logs", "digits", "--tail", "2").out == "line 2\nagain\n"
+    assert world.run("logs", "digits", "--tail", "0").out == ""
+    assert "1 attempts" in world.run("logs", "digits", "--attempt", "9", code=2).err
+
+
+def test_following_ends_when_the_job_has_ended_and_all_is_printed(world: World) -> None:
+    world.running("digits-abc123")
+    process = world.start("logs", "-f", "digits")
+    assert _line(process) == "hello \x1b[31mred\x1b[0m\n"
+    assert _line(process) == "line 2\n"
+
+    streams.ship_output(world.client, "digits-abc123", 1, 40, b"more\n")
+    assert _line(process) == "more\n", "it is printed while the job still runs"
+    streams.ship_output(world.client, "digits-abc123", 1, 50, b"last words\n")
+    world.finish("digits-abc123", JobState.SUCCEEDED)
+
+    assert _finish(process) == (0, "last words\n", "")
+
+
+def test_following_one_attempt_ends_with_it(world: World) -> None:
+    world.failed("broken-111111")
+
+    assert _finish(world.start("logs", "-f", "--attempt", "1", "broken"))[0] == 0
+
+
+def test_following_events_tells_each_once_and_ends_with_the_job(world: World) -> None:
+    world.queued("alpha-1")
+    process = world.start("events", "-f", "--json", "alpha-1")
+    assert '"submitted"' in _line(process)
+
+    world.queued("beta-1")
+    world.store.pause("alpha-1")
+    assert '"paused"' in _line(process)
+    world.store.cancel("alpha-1")
+
+    code, out, err = _finish(process)
+    assert (code, err) == (0, "")
+    (line,) = out.splitlines()
+    assert '"new":"cancelled"' in line
+
+
+def test_wait_is_0_only_if_all_succeeded(world: World) -> None:
+    world.running("good-1", "good")
+    world.finish("good-1", JobState.SUCCEEDED)
+    world.failed("bad-1")
+    world.queued("open-1")
+
+    world.run("wait", "good-1", code=0)
+    world.run("wait", "good-1", "bad-1", code=1)
+    assert "not all jobs have ended" in world.run("wait", "good-1", "open-1", "--timeout", "0.05", code=124).err
+    world.run("wait", "open-1", "--timeout", "never", code=2)
+    world.run("wait", "nobody", code=2)
+    assert world.run("wait", "bad-1", "--json", code=1).json["jobs"][0]["reason"] == "user_error"
+
+
+def test_wait_wakes_up_when_the_job_ends(world: World) -> None:
+    world.running("digits-abc123")
+    process = world.start("wait", "digits-abc123")
+    assert process.stderr is not None
+    assert process.stderr.readline() == "digits-abc123: running\n"
+
+    world.finish("digits-abc123", JobState.SUCCEEDED, "all steps done")
+
+    assert _finish(process) == (0, "", "digits-abc123: succeeded (all steps done)\n")
+
+
+def test_wait_outlasts_a_restart_of_the_server(own_server: EmbeddedServer) -> None:
+    urls = {"supervisor": own_server.url("supervisor")}
+    world = World.at(own_server.home, urls)
+    world.running("digits-abc123")
+    process = world.start("wait", "digits-abc123")
+    assert process.stderr is not None
+    assert process.stderr.readline() == "digits-abc123: running\n"
+
+    own_server.stop()
+    assert "no answer from the server" in process.stderr.readline()
+    own_server.start().wait_ready()
+    wait_until(world.client.ping, 5, "the server did not come back")
+    world.finish("digits-abc123", JobState.SUCCEEDED)
+
+    assert _finish(process)[0] == 0
+
+
+@pytest.mark.parametrize("command", [["logs", "-f", "digits"], ["wait", "digits"], ["events", "-f"]])
+def test_ctrl_c_is_130_without_a_traceback(world: World, command: list[str]) -> None:
+    world.running("digits-abc123")
+    process = world.start(*command)
+    stream = process.stderr if command[0] == "wait" else process.stdout
+    assert stream is not None
+    assert stream.readline() != ""
+
+    process.send_signal(signal.SIGINT)
+
+    code, _, err = _finish(process)
+    assert code == 130
+    assert "Traceback" not in err
+
+
+def test_a_reader_that_goes_away_is_no_error(world: World) -> None:
+    world.running("digits-abc123")
+    for number in range(200):
+        streams.ship_output(world.client, "digits-abc123", 1, 1000 + number, b"x" * 2000 + b"\n")
+    process = world.start("logs", "digits")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    process.stdout = None
+
+    _, err = process.communicate(timeout=LIMIT_S)
+    assert (process.returncode, err) == (141, "")
+
+
+def test_cancel_pause_and_resume_change_the_state(world: World) -> None:
+    world.queued("alpha-1")
+    world.running("digits-abc123")
+
+    assert world.run("pause", "alpha-1").out.startswith("alpha-1 paused")
+    assert world.run("resume", "alpha-1").out.startswith("alpha-1 queued")
+    assert world.run("cancel", "alpha-1", "digits").out.splitlines() == [
+        "alpha-1 cancelled (cancelled before it ran again)",
+        "digits-abc123 cancelling (stops at the next step)",
+    ]
+    assert world.run("cancel", "alpha-1", "--json").json["jobs"][0]["state"] == "cancelled", "again does no harm"
+
+
+def test_nothing_is_cancelled_if_one_of_the_jobs_is_not_there(world: World) -> None:
+    world.queued("alpha-1")
+
+    assert "'nobody'" in world.run("cancel", "alpha-1", "nobody", code=2).err
+    assert world.store.job("alpha-1").state is JobState.QUEUED
+
+
+def test_what_the_state_does_not_allow_is_exit_code_2(world: World) -> None:
+    world.running("good-1", "good")
+    world.finish("good-1", JobState.SUCCEEDED)
+
+    for command in ("cancel", "pause", "resume"):
+        assert world.run(command, "good-1", code=2).err.startswith("trackside: ")
+    assert world.store.job("good-1").state is JobState.SUCCEEDED
+
+
+def test_the_person_who_asked_is_in_the_history(world: World) -> None:
+    world.queued("alpha-1")
+    world.run("cancel", "alpha-1")
+
+    assert world.run("events", "alpha-1", "--json").json["events"][-1]["by"].startswith("cli:")

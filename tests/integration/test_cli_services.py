@@ -1,0 +1,207 @@
+"""`health`, `info`, `url`, `doctor` and the service commands."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli_world import World, start
+from trackside.bus import beats
+from trackside.bus.client import connect
+from trackside.models import Beat, Role
+from trackside.server import EmbeddedServer
+from trackside.testing import wait_until
+
+
+@pytest.fixture
+def world(redis_server: EmbeddedServer, bus_urls: Mapping[str, str]) -> World:
+    return World.at(redis_server.home, bus_urls)
+
+
+def _beat(world: World, role: Role, host: str) -> None:
+    beat = Beat(role=role, name=f"{host}-1", host=host, pid=1, started_at_ms=1, at_ms=1)
+    beats.publish(world.client, beat, 60)
+
+
+def test_health_asks_for_a_beat_from_this_host(world: World) -> None:
+    _beat(world, Role.SUPERVISOR, "elsewhere")
+    assert "no beat from" in world.run("health", "supervisor", code=1).err
+
+    _beat(world, Role.SUPERVISOR, socket.gethostname())
+    assert world.run("health", "supervisor").out == "ok\n"
+    world.run("health", "trainer", code=1)
+    _beat(world, Role.AGENT, socket.gethostname())
+    world.run("health", "trainer")
+    world.run("health", "redis")
+    world.run("health", "nothing", code=2)
+
+
+def test_health_without_a_server_is_1(fresh_home: Path) -> None:
+    process = start(fresh_home, "health", "redis")
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert err.count("\n") == 1
+
+
+@pytest.fixture
+def web() -> Iterator[HTTPServer]:
+    """A web server that answers as its `answer` says."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, text = getattr(self.server, "answer")  # noqa: B009 -- set by the test
+            self.send_response(status if self.path == "/_stcore/health" else 404)
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_health_of_the_dashboard_is_what_it_says_itself(
+    world: World, web: HTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKSIDE_DASHBOARD_PORT", str(web.server_address[1]))
+    web.answer = (200, b"ok")  # type: ignore[attr-defined]  # read by the handler
+    assert world.run("health", "dashboard").out == "ok\n"
+    web.answer = (503, b"no")  # type: ignore[attr-defined]  # read by the handler
+    assert "answers 503" in world.run("health", "dashboard", code=1).err
+    monkeypatch.setenv("TRACKSIDE_DASHBOARD_PORT", "1")
+    assert "no answer" in world.run("health", "dashboard", code=1).err
+
+
+def test_info_is_rqs_own_view_without_the_password(world: World) -> None:
+    password = (world.home / "secrets" / "operator").read_text().strip()
+    process = world.start("info", "--only-workers")
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert "workers" in out
+    assert password not in out + err
+
+    process = world.start("info", "--no-such-option")
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "No such option" in out + err
+
+
+def test_the_url_works_for_other_programs_and_comes_with_a_warning(world: World) -> None:
+    for args in ([], ["--tcp"], ["--user", "dashboard"]):
+        result = world.run("url", *args)
+        assert "contains a password" in result.err
+        client = connect(result.out.strip())
+        assert client.ping()
+        client.close()
+    assert world.run("url", "--tcp").out.startswith("redis://operator:")
+    assert world.run("url", "--user", "admin", code=2).out == ""
+
+    tool = [sys.executable, "-m", "rq.cli", "info", "--url", world.run("url", "--tcp").out.strip()]
+    assert subprocess.run(tool, capture_output=True, text=True, timeout=30).returncode == 0
+
+
+def test_doctor_finds_what_is_there_and_what_is_silent(world: World) -> None:
+    _beat(world, Role.SUPERVISOR, "box")
+    checks = {check["name"]: check for check in world.run("doctor", "--json").json["checks"]}
+
+    assert checks["server"]["status"] == "ok"
+    assert any(name in checks["server"]["message"] for name in ("valkey", "redis"))
+    assert checks["supervisor"]["status"] == "ok"
+    assert checks["agent"]["status"] == "warn"
+    assert "trackside trainer" in checks["agent"]["todo"]
+    assert {"python", "redis", "rq", "home", "server program", "GPU driver"} <= set(checks)
+    human = world.run("doctor").out
+    assert "none beating" in human
+
+
+def test_doctor_is_1_if_something_needed_is_missing(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    blocked = World(home=tmp_path / "file" / "home", client=world.client, store=world.store)
+    assert "cannot be written" in blocked.run("doctor", code=1).out
+
+    monkeypatch.setenv("TRACKSIDE_REDIS_URL", "redis://:secretword@127.0.0.1:1/0")
+    result = world.run("doctor", code=1)
+    assert "redis://@127.0.0.1:1/0" in result.out
+    assert "secretword" not in result.out + result.err
+
+
+def test_a_service_that_is_not_installed_says_what_to_install(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: [])
+
+    for service in ("trainer", "supervisor", "dashboard"):
+        assert f'pip install "trackside[{service}]"' in world.run(service, code=1).err
+
+
+def test_a_service_gets_its_own_users_connection(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    class Point:
+        @staticmethod
+        def load() -> Any:
+            def main(settings: Any, *, slots: str = "none") -> int:
+                seen.append((settings.redis_url, slots))
+                return 7
+
+            return main
+
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: [Point])
+    world.run("trainer", "--slots", "cpu:2", code=7)
+    world.run("supervisor", code=7)
+
+    (trainer_url, trainer_slots), (supervisor_url, supervisor_slots) = seen
+    assert "//trainer:" in trainer_url
+    assert "//supervisor:" in supervisor_url
+    assert (trainer_slots, supervisor_slots) == ("cpu:2", "none")
+
+
+@pytest.mark.parametrize("text", ["cpu:0", "cpu:x", "tpu", "cpu:", "gpu:1"])
+def test_wrong_slots_are_refused_before_anything_starts(world: World, text: str) -> None:
+    for command in ("up", "trainer"):
+        assert "--slots" in world.run(command, "--slots", text, code=2).err
+
+
+def test_down_says_if_nothing_runs(fresh_home: Path, world: World) -> None:
+    idle = World(home=fresh_home, client=world.client, store=world.store)
+    assert idle.run("down").out == "nothing runs for this home\n"
+
+
+def test_top_goes_on_until_q_and_says_since_when_it_is_stale(own_server: EmbeddedServer) -> None:
+    world = World.at(own_server.home, {"supervisor": own_server.url("supervisor")})
+    world.running("digits-abc123")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.update(COLUMNS="100", LINES="30", TERM="xterm")
+        os.execv(sys.executable, [sys.executable, "-m", "trackside", "--home", str(world.home), "top"])  # noqa: S606 -- no shell
+    drawn = bytearray()
+
+    def shows(text: bytes) -> bool:
+        while select.select([terminal], [], [], 0)[0]:
+            drawn.extend(os.read(terminal, 65536))
+        return text in drawn
+
+    try:
+        wait_until(lambda: shows(b"digits-abc123"), 20, "no frame was drawn")
+        own_server.stop()
+        wait_until(lambda: shows(b"STALE"), 20, "a dead server was not told")
+        os.write(terminal, b"q")
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    finally:
+        os.close(terminal)
