@@ -7,6 +7,7 @@ import random
 import sys
 import time
 from dataclasses import replace
+from typing import Any
 
 from trackside.bus import beats, streams
 from trackside.bus.client import Client, connect, now_ms
@@ -99,7 +100,9 @@ class Seed:
         for first in range(steps.start, steps.stop, 20):
             part = list(range(first, min(first + 20, steps.stop)))
             self.sequence += 1000
-            series = {name: tuple(self._value(name, step, spike, nan) for step in part) for name in names}
+            series: dict[str, tuple[float | str | None, ...]] = {
+                name: tuple(self._value(name, step, spike, nan) for step in part) for name in names
+            }
             batch = Batch(
                 steps=tuple(part),
                 at_ms=tuple(now - (steps.stop - step) * 50 for step in part),
@@ -141,7 +144,7 @@ class Seed:
 
     def end(self, job_id: str, number: int, outcome: Outcome, state: JobState, detail: str | None = None) -> None:
         self.store.end_attempt(job_id, number, outcome)
-        retry = {"retry_at_ms": now_ms(self.client) + 12_000} if state is JobState.WAITING else {}
+        retry: dict[str, Any] = {"retry_at_ms": now_ms(self.client) + 12_000} if state is JobState.WAITING else {}
 
         def decide(job: object, now: int) -> Change:
             return self.store.moved(

@@ -13,7 +13,8 @@ CSS: Final = """
 [data-testid="stText"] {overflow-wrap: anywhere; white-space: pre-wrap}
 .stProgress [data-testid="stMarkdownContainer"] p {font-size: .8rem; opacity: .75}
 [data-testid="stMarkdownContainer"] :is(h1, h3, h5) {padding: 0; margin: 0}
-[data-testid="stMarkdownContainer"]:has(> div > :is(h1, h3)), [data-testid="stMarkdownContainer"]:has(> :is(h1, h3)) {margin-bottom: 0}
+[data-testid="stMarkdownContainer"]:has(> div > :is(h1, h3)),
+[data-testid="stMarkdownContainer"]:has(> :is(h1, h3)) {margin-bottom: 0}
 [data-testid="stHeaderActionElements"] {display: none}
 @media (max-width: 640px) {
   .stMainBlockContainer {padding-left: .8rem; padding-right: .8rem}

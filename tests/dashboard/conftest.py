@@ -1,0 +1,59 @@
+"""A seeded bus and the app that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+import trackside_dashboard
+from dashboard.seed import Seed
+from trackside.testing import wait_until
+from trackside_dashboard import live
+from trackside_dashboard.hub import Hub
+
+APP = Path(trackside_dashboard.__file__).with_name("app.py")
+
+
+@pytest.fixture
+def seed(bus_urls: Mapping[str, str]) -> Iterator[Seed]:
+    """Jobs in every state on the shared server."""
+    written = Seed(bus_urls["supervisor"])
+    written.everything()
+    yield written
+    written.client.close()
+
+
+@pytest.fixture
+def new_hub() -> Iterator[Callable[[str], Hub]]:
+    """Starts readers, and stops them."""
+    started: list[Hub] = []
+
+    def start(url: str) -> Hub:
+        hub = Hub(lambda: url, every_s=0.1).start()
+        started.append(hub)
+        return hub
+
+    yield start
+    for hub in started:
+        hub.stop()
+
+
+@pytest.fixture
+def visit(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., AppTest]]:
+    """Opens a page of the app as a browser would: `visit(url, "views/jobs.py", state="failed")`."""
+
+    def open_page(url: str, page: str = "views/fleet.py", *, state: str = "live", **query: str) -> AppTest:
+        monkeypatch.setenv("TRACKSIDE_REDIS_URL", url)
+        wait_until(lambda: live.hub().health().state == state, 15, f"the reader is not {state}")
+        app = AppTest.from_file(APP, default_timeout=20)
+        app.run()
+        for name, value in query.items():
+            app.query_params[name] = value
+        return app.switch_page(page).run()
+
+    live.hub.clear()
+    yield open_page
+    live.hub.clear()
