@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from trackside.bus import beats, queue, streams
@@ -47,13 +47,21 @@ def lives(pid: int) -> bool:
 class Trainer:
     """An agent with its slots. `urls` are a server's URLs by user."""
 
-    def __init__(self, home: Path, urls: Mapping[str, str], *, slots: str = "cpu:1", **settings: object) -> None:
+    def __init__(
+        self,
+        home: Path,
+        urls: Mapping[str, str],
+        *,
+        slots: str = "cpu:1",
+        settings: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
         self.home, self.urls, self.slots = home, dict(urls), slots
-        self.settings = {"stop_grace_s": 10, "backoff_first_s": 0.05, **settings}
+        self.settings = {"stop_grace_s": 10, **settings}
         self.client = connect(urls["supervisor"], command_limit_s=5.0)
         self.store = Store(self.client, by="supervisor:test")
         self.for_rq = queue.rq_client(urls["supervisor"])
         self.tester = connect(urls["tester"], command_limit_s=5.0)
+        home.mkdir(parents=True, exist_ok=True)
         self.log = home / "agent.log"
         self.process: subprocess.Popen[bytes] | None = None
 

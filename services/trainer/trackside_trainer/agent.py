@@ -114,7 +114,8 @@ class Agent:
         for path, taken in slotfiles.all_taken(self._settings.home):
             if path in known or procs.alive(taken.worker_pid, taken.worker_started):
                 continue
-            leftover = Leftover(self._settings, self._store, self._url, self._storage, path, taken, death)
+            by = f"agent:{self._host}"
+            leftover = Leftover(self._settings, self._store, self._url, self._storage, path, taken, death, by)
             leftover.kill()
             self._leftovers.append(leftover)
 

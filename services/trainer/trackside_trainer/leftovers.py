@@ -29,12 +29,20 @@ class Leftover:
     """An attempt that a dead worker had taken; `advance` until it says that it is done."""
 
     def __init__(
-        self, settings: Settings, store: Store, url: str, storage: str, path: Path, taken: TakenAttempt, death: str
+        self,
+        settings: Settings,
+        store: Store,
+        url: str,
+        storage: str,
+        path: Path,
+        taken: TakenAttempt,
+        death: str,
+        by: str,
     ) -> None:
         self.path, self.taken = path, taken
         self._store, self._url, self._death = store, url, death
         self._seen_s = time.monotonic()
-        self._by = f"agent:{taken.slot}"
+        self._by = by
         self._folders = Folders(home=settings.home, job=taken.job, attempt=taken.attempt)
         self._ours: bool | None = None  # None: not looked yet
         self._journal = JournalTail(store, taken.job, taken.attempt, self._folders.journal, storage)

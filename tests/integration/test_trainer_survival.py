@@ -1,0 +1,247 @@
+"""What the trainer survives: killed workers and agents, and a server that is away."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from trackside.bus.acl import USERS
+from trackside.models import AttemptState, Reason
+from trackside.server import EmbeddedServer, ServerBinary
+from trackside.testing import wait_until
+from trainer_harness import Trainer, kill, lives, steps_script
+
+HIDING = """
+import os, subprocess, sys, time, trackside
+hidden = "import os,time; os.setsid(); print('pid', os.getpid(), flush=True); time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", hidden])
+print("pid", os.getpid(), flush=True)
+run = trackside.init()
+for step in run.steps(100_000):
+    run.log(loss=1.0)
+    time.sleep(0.01)
+"""
+
+
+@contextmanager
+def server_and_trainer(binary: ServerBinary, **settings: float) -> Iterator[tuple[EmbeddedServer, Trainer]]:
+    home = Path(tempfile.mkdtemp(prefix="ts-"))
+    with EmbeddedServer(home, binary=binary, extra_users={"tester": ("~*", "&*", "+@all")}) as server:
+        urls = {user: server.url(user) for user in (*USERS, "tester")}
+        with Trainer(home / "trainer", urls, settings=settings) as trainer:
+            yield server, trainer
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def both(server_binary: ServerBinary) -> Iterator[tuple[EmbeddedServer, Trainer]]:
+    with server_and_trainer(server_binary) as both:
+        yield both
+
+
+@pytest.fixture
+def server(both: tuple[EmbeddedServer, Trainer]) -> EmbeddedServer:
+    return both[0]
+
+
+@pytest.fixture
+def trainer(both: tuple[EmbeddedServer, Trainer]) -> Trainer:
+    return both[1]
+
+
+def test_a_killed_worker_takes_its_attempt_along_and_is_replaced(trainer: Trainer) -> None:
+    job = trainer.assign(HIDING)
+    pids = trainer.pids_in_output(job, 2)
+    trainer.running(job, step=3)
+    worker = trainer.worker_pid()
+
+    before_s = time.monotonic()
+    kill(worker)
+    outcome = trainer.ended(job, 5)
+    ended_s = time.monotonic() - before_s
+    wait_until(lambda: trainer.worker_pid() != worker, 5, "no new worker")
+    back_s = time.monotonic() - before_s
+
+    assert (outcome.reason, outcome.signal) == (Reason.KILLED, "SIGKILL")
+    assert outcome.seen_by == "agent:box"
+    assert [pid for pid in pids if lives(pid)] == []
+    assert trainer.steps(job)[-1] >= (outcome.last_step or 10**9)
+    assert trainer.ended(trainer.assign(steps_script(3))).reason is Reason.SUCCEEDED
+    print(f"worker killed -> ended {ended_s * 1000:.0f} ms, new worker beats {back_s * 1000:.0f} ms")
+
+
+def test_a_killed_agent_disturbs_nothing_and_the_next_one_adopts(trainer: Trainer) -> None:
+    job = trainer.assign(steps_script(1_000, 0.01))
+    attempt_pid, worker = trainer.running(job, step=3), trainer.worker_pid()
+
+    trainer.kill_agent()
+    trainer.start()
+
+    assert trainer.worker_pid() == worker
+    assert trainer.running(job) == attempt_pid
+    outcome = trainer.ended(job, 30)
+    assert outcome.reason is Reason.SUCCEEDED
+    assert trainer.steps(job) == list(range(1, 1001))
+    # An adopted worker is watched like one of its own.
+    kill(worker)
+    wait_until(lambda: trainer.worker_pid() != worker, 5, "the adopted worker was not replaced")
+    assert trainer.ended(trainer.assign(steps_script(3))).reason is Reason.SUCCEEDED
+
+
+def test_an_adopted_worker_that_dies_leaves_no_process_behind(trainer: Trainer) -> None:
+    trainer.kill_agent()
+    trainer.start()
+    job = trainer.assign(HIDING)
+    pids = trainer.pids_in_output(job, 2)
+    trainer.running(job)
+
+    kill(trainer.worker_pid())
+
+    assert trainer.ended(job, 5).reason is Reason.KILLED
+    assert [pid for pid in pids if lives(pid)] == []
+
+
+def test_when_agent_and_worker_are_killed_the_next_agent_reports_the_attempt(trainer: Trainer) -> None:
+    job = trainer.assign(HIDING)
+    pids = trainer.pids_in_output(job, 2)
+    trainer.running(job, step=3)
+
+    trainer.kill_agent()
+    kill(trainer.worker_pid())
+    wait_until(lambda: not lives(pids[-1]) or not lives(pids[0]), 2, "the attempt outlived its worker")
+    trainer.start()
+
+    assert trainer.ended(job, 5).reason is Reason.KILLED
+    assert [pid for pid in pids if lives(pid)] == []
+
+
+def test_training_goes_on_while_the_server_is_away_and_nothing_is_lost(
+    server: EmbeddedServer, trainer: Trainer
+) -> None:
+    job = trainer.assign(steps_script(400, 0.01))
+    pid = trainer.running(job, step=3)
+    journal = trainer.home / "jobs" / job.id / "attempts" / "1" / "journal.jsonl"
+
+    server.stop()
+    size = journal.stat().st_size
+    wait_until(lambda: journal.stat().st_size > size + 2000, 5, "training stands still without a server")
+    assert lives(pid)
+    # Longer than the rest of the attempt takes: its end, too, waits for the server.
+    wait_until(lambda: not lives(pid), 10, "the attempt did not end")
+    server.start().wait_ready()
+
+    outcome = trainer.ended(job)
+    assert (outcome.reason, outcome.last_step) == (Reason.SUCCEEDED, 400)
+    assert trainer.steps(job) == list(range(1, 401))
+    assert trainer.output(job) == "".join(f"step {step}\n" for step in range(1, 401))
+    assert trainer.ended(trainer.assign(steps_script(3))).reason is Reason.SUCCEEDED
+
+
+def test_a_frozen_server_doubles_nothing(server: EmbeddedServer, trainer: Trainer) -> None:
+    job = trainer.assign(steps_script(600, 0.01))
+    trainer.running(job, step=3)
+    pid = server.pid
+    assert pid is not None
+
+    until_s = time.monotonic() + 3
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_until(lambda: time.monotonic() > until_s, 4, "time stands still")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+    outcome = trainer.ended(job)
+    assert outcome.reason is Reason.SUCCEEDED
+    assert trainer.steps(job) == list(range(1, 601))
+    assert trainer.output(job) == "".join(f"step {step}\n" for step in range(1, 601))
+
+
+def test_a_worker_killed_while_the_server_is_away_is_reported_afterwards(
+    server: EmbeddedServer, trainer: Trainer
+) -> None:
+    job = trainer.assign(HIDING)
+    pids = trainer.pids_in_output(job, 2)
+    trainer.running(job, step=3)
+    worker = trainer.worker_pid()
+
+    server.stop()
+    kill(worker)
+    wait_until(lambda: [pid for pid in pids if lives(pid)] == [], 3, "the attempt outlived its worker")
+    server.start().wait_ready()
+
+    assert trainer.ended(job).reason is Reason.KILLED
+    assert trainer.ended(trainer.assign(steps_script(3))).reason is Reason.SUCCEEDED
+
+
+def test_a_second_agent_for_the_same_home_is_refused(trainer: Trainer) -> None:
+    env = {**os.environ, "TRACKSIDE_HOME": str(trainer.home), "TRACKSIDE_REDIS_URL": trainer.urls["trainer"]}
+    done = subprocess.run(
+        [sys.executable, "-m", "trackside_trainer", "cpu:1"], env=env, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 1
+    assert "runs already as process" in done.stderr
+
+
+SAVING = """
+import time, torch, trackside
+run = trackside.init()
+state = run.checkpointer(model=torch.nn.Linear(2, 1), every=1000)
+for step in run.steps(100_000):
+    time.sleep(0.01)
+"""
+
+
+def test_an_orderly_stop_saves_reports_and_leaves_the_books_clean(trainer: Trainer) -> None:
+    job = trainer.assign(SAVING)
+    trainer.running(job, step=3)
+
+    code = trainer.stop()
+
+    assert code == 0
+    attempt = trainer.attempt(job)
+    assert attempt.state is AttemptState.ENDED
+    assert attempt.outcome is not None
+    assert attempt.outcome.reason is Reason.PREEMPTED
+    assert trainer.store.job(job.id).checkpoints[0].step == attempt.outcome.last_step
+    assert trainer.store.slots() == []
+    assert trainer.beat() is None
+    assert trainer.for_rq.smembers("rq:workers") == set()
+    assert list((trainer.home / "run" / "taken").iterdir()) == []
+
+
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("deaf", flush=True)
+while True:
+    time.sleep(1)
+"""
+
+
+def test_a_short_grace_ends_what_does_not_listen_and_workers_without_an_agent(server_binary: ServerBinary) -> None:
+    with server_and_trainer(server_binary, stop_grace_s=1) as (_, trainer):
+        deaf = trainer.assign(STUBBORN)
+        wait_until(lambda: "deaf" in trainer.output(deaf), 10, "the script did not start")
+        trainer.store.cancel(deaf.id)
+        outcome = trainer.ended(deaf, 5)
+        assert (outcome.reason, outcome.signal) == (Reason.CANCELLED, "SIGKILL")
+        assert "killed" in (outcome.detail or "")
+
+        job = trainer.assign(SAVING)
+        trainer.running(job, step=3)
+        worker = trainer.worker_pid()
+        trainer.kill_agent()
+        trainer.process = None
+        outcome = trainer.ended(job, 5)
+        assert outcome.reason is Reason.PREEMPTED
+        wait_until(lambda: not lives(worker), 3, "a worker without an agent did not stop")
