@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -291,3 +293,19 @@ def test_an_attempt_cancelled_before_its_claim_still_starts_and_sees_it(store: S
     assert store.cancel("j").state is JobState.CANCELLING
     assert store.claim("j", 1, worker_pid=10).state is JobState.CANCELLING
     assert store.attempt("j", 1).state is AttemptState.RUNNING
+
+
+def test_a_lease_whose_holder_is_dead_on_this_machine_is_taken_at_once(bus_urls: Mapping[str, str]) -> None:
+    client = connect(bus_urls["supervisor"])
+    take = "import sys; from trackside.bus.client import connect; from trackside.bus.leases import Lease; "
+    code = take + "print(Lease(connect(sys.argv[1]), 'first', 60.0).hold(), flush=True); sys.stdin.read()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, bus_urls["supervisor"]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "True\n"
+        assert not Lease(client, "second", 60.0).hold(), "the holder lives"
+        holder.kill()
+        holder.wait()
+    assert Lease(client, "second", 60.0).hold()
