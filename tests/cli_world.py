@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -58,6 +59,25 @@ def start(home: Path, *args: str) -> subprocess.Popen[str]:
         env={**os.environ, "COLUMNS": "80"}, text=True, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
+
+
+def terminal_output(world: World, *args: str) -> str:
+    """What a command shows on a terminal of 80 columns."""
+    argv = [sys.executable, "-m", "trackside", "--home", str(world.home), *args]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.update(COLUMNS="80", LINES="30", TERM="xterm")
+        os.execv(sys.executable, argv)  # noqa: S606 -- no shell
+    drawn = b""
+    try:
+        while piece := os.read(terminal, 65536):
+            drawn += piece
+    except OSError:  # Linux's way to say that the other end is closed
+        pass
+    finally:
+        os.close(terminal)
+        os.waitpid(pid, 0)
+    return drawn.decode().replace("\r\n", "\n")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

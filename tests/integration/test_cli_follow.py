@@ -6,10 +6,11 @@ import signal
 import subprocess
 from collections.abc import Mapping
 
+import orjson
 import pytest
 
-from cli_world import World
-from trackside.bus import streams
+from cli_world import HOSTILE_NAME, World, terminal_output
+from trackside.bus import keys, streams
 from trackside.models import JobState
 from trackside.server import EmbeddedServer
 from trackside.testing import wait_until
@@ -44,6 +45,26 @@ def test_logs_reach_a_pipe_byte_for_byte(world: World) -> None:
     streams.ship_output(world.client, "digits-abc123", 1, 30, b"no newline")
 
     assert world.run("logs", "digits").out == "hello \x1b[31mred\x1b[0m\nline 2\nno newline"
+
+
+def test_logs_on_a_terminal_are_harmless_and_tell_the_attempts_apart(world: World) -> None:
+    world.running("digits-abc123")
+    streams.ship_output(world.client, "digits-abc123", 1, 30, "half \u00e9".encode()[:-1])
+    streams.ship_output(world.client, "digits-abc123", 1, 40, "\u00e9".encode()[-1:] + b" \x1b]0;owned\x07\rover\n")
+    _second_attempt(world, "digits-abc123")
+
+    out = terminal_output(world, "logs", "digits")
+
+    assert out == "hello red\nline 2\nhalf \u00e9 \nover\n--- attempt 2 ---\nagain\n"
+
+
+def test_json_on_a_terminal_is_the_same_document_without_control_characters(world: World) -> None:
+    world.queued("evil-1", HOSTILE_NAME)
+
+    out = terminal_output(world, "ls", "--json")
+
+    assert not set(out) & {"\x1b", "\x07", "\u202e", "\x9b"}
+    assert orjson.loads(out)["jobs"][0]["name"] == HOSTILE_NAME
 
 
 def test_logs_of_one_attempt_and_the_last_lines(world: World) -> None:
@@ -116,6 +137,17 @@ def test_wait_wakes_up_when_the_job_ends(world: World) -> None:
     world.finish("digits-abc123", JobState.SUCCEEDED, "all steps done")
 
     assert _finish(process) == (0, "", "digits-abc123: succeeded (all steps done)\n")
+
+
+def test_wait_does_not_wait_for_a_job_that_is_gone(world: World) -> None:
+    world.queued("alpha-1")
+    process = world.start("wait", "alpha-1")
+    assert process.stderr is not None
+    assert process.stderr.readline() == "alpha-1: queued (waits for a free slot)\n"
+
+    world.client.delete(keys.job("alpha-1"))
+
+    assert _finish(process) == (1, "", "trackside: job alpha-1 is no longer on the bus\n")
 
 
 def test_wait_outlasts_a_restart_of_the_server(own_server: EmbeddedServer) -> None:

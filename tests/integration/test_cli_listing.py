@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
 
 import pytest
 
-from cli_world import HOSTILE_NAME, World
+from cli_world import HOSTILE_NAME, World, terminal_output
 from trackside.bus import beats, streams
 from trackside.cli.app import app
 from trackside.models import Batch, Beat, JobState, Role
@@ -104,6 +105,19 @@ def test_long_ids_are_never_cropped(world: World) -> None:
     world.queued(long_id, "n" * 120)
 
     assert long_id in world.run("ls").out
+
+
+def test_at_80_columns_ids_stay_whole_and_reasons_get_their_own_line(world: World) -> None:
+    world.running("digits-abc123")
+    world.failed("a-rather-long-name-of-a-job-111111", "a rather long name of a job")
+
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", terminal_output(world, "ls")).splitlines()
+
+    assert max(map(len, lines)) <= 80
+    at = next(n for n, line in enumerate(lines) if line.startswith("a-rather-long-name-of-a-job-111111 "))
+    assert lines[at + 1].strip().startswith("user_error: the program failed")
+    for command in (["ps"], ["slots"], ["top", "--once"], ["show", "digits"]):
+        assert "digits-abc123" in terminal_output(world, *command), command
 
 
 def test_show_tells_attempts_checkpoints_metrics_and_the_failure(world: World) -> None:

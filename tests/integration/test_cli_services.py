@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import select
@@ -19,6 +20,7 @@ import pytest
 from cli_world import World, start
 from trackside.bus import beats
 from trackside.bus.client import connect
+from trackside.cli.observe import same_host
 from trackside.models import Beat, Role
 from trackside.server import EmbeddedServer
 from trackside.testing import wait_until
@@ -86,6 +88,21 @@ def test_health_of_the_dashboard_is_what_it_says_itself(
     assert "answers 503" in world.run("health", "dashboard", code=1).err
     monkeypatch.setenv("TRACKSIDE_DASHBOARD_PORT", "1")
     assert "no answer" in world.run("health", "dashboard", code=1).err
+
+
+def test_health_of_the_dashboard_asks_the_port_that_up_chose(fresh_home: Path, web: HTTPServer, world: World) -> None:
+    web.answer = (200, b"ok")  # type: ignore[attr-defined]  # read by the handler
+    (fresh_home / "run").mkdir()
+    facts = {"pid": os.getpid(), "dashboard_url": f"http://127.0.0.1:{web.server_address[1]}"}
+    (fresh_home / "run" / "up.json").write_text(json.dumps(facts))
+
+    World(home=fresh_home, client=world.client, store=world.store).run("health", "dashboard")
+
+
+def test_a_short_and_a_full_host_name_are_one_host() -> None:
+    assert same_host("Box.example.org", "box")
+    assert same_host("my_box", "my-box")
+    assert not same_host("box1", "box2")
 
 
 def test_info_is_rqs_own_view_without_the_password(world: World) -> None:

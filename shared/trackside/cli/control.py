@@ -10,7 +10,7 @@ import typer
 
 from trackside.cli.context import find_job, find_jobs, store_of
 from trackside.cli.parse import duration_s
-from trackside.cli.render import print_json, record, say
+from trackside.cli.render import plain, print_json, record, say
 from trackside.errors import BusUnavailable
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ def wait(
     timeout: Annotated[str | None, typer.Option(help="Give up after this: 90, 90s, 15m, 2h.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the final records.")] = False,
 ) -> None:
-    """Wait until jobs have ended: 0 if all succeeded, 1 if any did not, 124 on timeout.
+    """Wait until jobs have ended.
+
+    Exit code 0 if all succeeded, 1 if any did not, 124 on timeout.
 
     --json: {"jobs": [record, ...]}, the records as `trackside show --json` gives them under "job".
     """
@@ -52,6 +54,7 @@ def follow(store: Store, job_ids: Sequence[str], *, limit_s: float | None, as_js
     from trackside.models import JobState
     from trackside.retry import until_reachable
 
+    gone: set[str] = set()
     deadline_s = None if limit_s is None else time.monotonic() + limit_s
     told: dict[str, JobState] = {}
     while True:
@@ -70,7 +73,10 @@ def follow(store: Store, job_ids: Sequence[str], *, limit_s: float | None, as_js
             if told.get(job.id) is not job.state:
                 told[job.id] = job.state
                 say(f"{job.id}: {_state_line(job)}")
-        if all(job.state.terminal for job in now) and now:
+        for job_id in set(job_ids) - gone - {job.id for job in now}:
+            gone.add(job_id)
+            say(f"trackside: job {job_id} is no longer on the bus")
+        if all(job.state.terminal for job in now):
             if as_json:
                 print_json({"jobs": [record(job) for job in now]})
             succeeded = len(now) == len(job_ids) and all(job.state is JobState.SUCCEEDED for job in now)
@@ -105,7 +111,9 @@ def cancel(
     jobs: Jobs,
     as_json: Annotated[bool, typer.Option("--json", help="Print the records.")] = False,
 ) -> None:
-    """End jobs: at once where nothing runs, else at the next step. Asking again does no harm.
+    """End jobs: at the next step where they run, else at once.
+
+    Asking again does no harm.
 
     --json: {"jobs": [record, ...]}.
     """
@@ -116,7 +124,10 @@ def cancel(
 def pause(
     ctx: typer.Context, job: OneJob, as_json: Annotated[bool, typer.Option("--json", help="Print the record.")] = False
 ) -> None:
-    """Stop a job at its next step with a checkpoint, and free its slot. --json: {"jobs": [record]}."""
+    """Stop a job at its next step with a checkpoint.
+
+    Its slot is free then. --json: {"jobs": [record]}.
+    """
     store = store_of(ctx)
     _print([store.pause(find_job(store, job).id)], as_json=as_json)
 
@@ -124,7 +135,10 @@ def pause(
 def resume(
     ctx: typer.Context, job: OneJob, as_json: Annotated[bool, typer.Option("--json", help="Print the record.")] = False
 ) -> None:
-    """Let a paused job go on from its newest checkpoint. --json: {"jobs": [record]}."""
+    """Let a paused job go on from its newest checkpoint.
+
+    --json: {"jobs": [record]}.
+    """
     store = store_of(ctx)
     _print([store.resume(find_job(store, job).id)], as_json=as_json)
 
@@ -134,4 +148,4 @@ def _print(jobs: Sequence[Job], *, as_json: bool) -> None:
         print_json({"jobs": [record(job) for job in jobs]})
         return
     for job in jobs:
-        print(f"{job.id} {_state_line(job)}")  # the record's own words
+        print(plain(f"{job.id} {_state_line(job)}"))

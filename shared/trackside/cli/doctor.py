@@ -45,7 +45,9 @@ def add_to(app: typer.Typer) -> None:
 def doctor(
     ctx: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False
 ) -> None:
-    """Check this machine: programs, server, services; exit 1 if something needed is missing.
+    """Check this machine: programs, server, services.
+
+    Exit code 1 if something needed is missing.
 
     --json: {"checks": [{"name", "status", "message", "todo"}]}; status is ok, warn or fail.
     """

@@ -48,7 +48,7 @@ def ls(
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List jobs, newest first: those not yet ended, and the newest 20.
+    """List jobs: those not yet ended, and the newest 20.
 
     --json: {"now_ms", "jobs": [{"id", "name", "state", "step", "total_steps", "steps_per_s", "attempt", "slot",
     "reason", "detail", "created_at_ms", "changed_at_ms", "ended_at_ms", "retry_at_ms", "checkpoint_step"}]}.
@@ -124,7 +124,7 @@ def _select(store: Store, *, show_all: bool, state: State | None, limit: int | N
 
 
 def ps(ctx: typer.Context, as_json: Json = False) -> None:
-    """List every process of the system, those that fell silent included.
+    """List every process of the system, silent ones too.
 
     --json: {"now_ms", "processes": [{"role", "name", "pid", "host", "slot", "job", "attempt", "attempt_pid", "status",
     "age_s", "step", "total_steps", "steps_per_s", "cpu_pct", "rss_mib"}]}; status is ok, stopping or silent.

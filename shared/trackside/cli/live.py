@@ -74,12 +74,12 @@ def top(
 
 def look(store: Store) -> View:
     """Read what one frame needs; raises BusUnavailable."""
-    from trackside.bus import streams
+    from trackside.bus import keys, streams
 
     live = store.jobs(store.live_job_ids())
     now, slots = slot_rows(store)
     rows = tuple({**row, "loss": _loss(store, row["job"])} for row in slots)
-    ended = max(0, len(store.job_ids()) - len(live))
+    ended = max(0, store.client.zcard(keys.JOBS) - len(live))
     newest = streams.newest_events(store.client, _EVENTS)
     events = tuple(event for _, event in newest if event is not None)
     return View(now_ms=now, live=tuple(live), ended=ended, slots=rows, events=events)

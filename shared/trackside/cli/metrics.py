@@ -31,7 +31,9 @@ def metrics(
     as_csv: Annotated[bool, typer.Option("--csv", help="Every point as name,step,value,attempt.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Every point as one JSON document.")] = False,
 ) -> None:
-    """Show the metrics of a job: the last value of each series, its least and its greatest.
+    """Show the metrics of a job.
+
+    The last value of each series, its least and its greatest.
 
     Where steps were redone after a resume, the newest attempt's value counts.
 

@@ -38,9 +38,10 @@ def logs(
     attempt: Annotated[int | None, typer.Option(min=1, help="Only this attempt's.")] = None,
     tail: Annotated[int | None, typer.Option(min=0, help="Begin with the last N lines.")] = None,
 ) -> None:
-    """Print what a job wrote to stdout and stderr, all attempts one after another.
+    """Print what a job wrote to stdout and stderr.
 
-    Bytes go to a pipe as they were written; on a terminal escape sequences are taken out.
+    All attempts one after another. Bytes go to a pipe as they were written; on a terminal escape
+    sequences are taken out.
     """
     store = store_of(ctx)
     found = find_job(store, job)
@@ -66,7 +67,7 @@ def _drain(store: Store, job_id: str, cursor: str, attempt: int | None, sink: _S
     while True:
         try:
             for entry, text in _pieces(store, job_id, cursor, attempt):
-                sink.write(text)
+                sink.write(text, int(entry.partition("-")[0]))
                 cursor = entry
         except BusUnavailable as error:
             if not patient:
@@ -123,10 +124,14 @@ class _Sink:
 
     def __init__(self) -> None:
         self._tty = sys.stdout.isatty()
+        self._attempt: int | None = None
         self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
 
-    def write(self, text: bytes) -> None:
+    def write(self, text: bytes, attempt: int | None = None) -> None:
         if self._tty:
+            if attempt is not None and self._attempt not in (None, attempt):
+                sys.stdout.write(f"--- attempt {attempt} ---\n")
+            self._attempt = attempt or self._attempt
             sys.stdout.write(block(self._decode(text)))
         else:
             sys.stdout.buffer.write(text)
@@ -147,7 +152,9 @@ def events(
     tail: Annotated[int | None, typer.Option(min=0, help="Begin with the last N.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document; with -f one a line.")] = False,
 ) -> None:
-    """Print the history of a job, or of everything: each change with its cause and what was behind it.
+    """Print the history of a job, or of everything.
+
+    Each change with its cause and what was behind it.
 
     --json: {"events": [{"kind", "at_ms", "job", "attempt", "cause", "old", "new", "by", "data"}]}; with -f one such
     event a line.

@@ -53,16 +53,23 @@ def print_json(document: Any) -> None:
     """One JSON document and a newline on stdout."""
     import orjson
 
-    options = orjson.OPT_INDENT_2 if sys.stdout.isatty() else 0
-    sys.stdout.write(orjson.dumps(document, option=options | orjson.OPT_NON_STR_KEYS).decode() + "\n")
+    tty = sys.stdout.isatty()
+    text = orjson.dumps(document, option=orjson.OPT_NON_STR_KEYS | (orjson.OPT_INDENT_2 if tty else 0)).decode()
+    sys.stdout.write((_escaped(text) if tty else text) + "\n")
 
 
 def print_json_line(document: Any) -> None:
     """One JSON document as a line, at once: for listings that go on."""
     import orjson
 
-    sys.stdout.write(orjson.dumps(document, option=orjson.OPT_NON_STR_KEYS).decode() + "\n")
+    text = orjson.dumps(document, option=orjson.OPT_NON_STR_KEYS).decode()
+    sys.stdout.write((_escaped(text) if sys.stdout.isatty() else text) + "\n")
     sys.stdout.flush()
+
+
+def _escaped(document: str) -> str:
+    """The same JSON with what a terminal might obey written as escapes; such characters stand in strings only."""
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found.group()):04x}", document)
 
 
 def record(value: Any) -> Any:

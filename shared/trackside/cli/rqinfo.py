@@ -32,7 +32,9 @@ def add_to(app: typer.Typer) -> None:
 
 
 def info(ctx: typer.Context) -> None:
-    """Show queues and workers as `rq info` does; its options may follow.
+    """Show queues and workers as `rq info` does.
+
+    Its options may follow.
 
     For example: trackside info --only-queues
     """

@@ -43,7 +43,10 @@ def up(
     slots: Slots = "auto",
     no_dashboard: Annotated[bool, typer.Option("--no-dashboard", help="Leave the dashboard out.")] = False,
 ) -> None:
-    """Run everything on this machine until Ctrl-C: server, supervisor, trainer, dashboard."""
+    """Run everything on this machine until Ctrl-C.
+
+    That is the server, the supervisor, the trainer and the dashboard.
+    """
     settings = settings_of(ctx)
     _check_slots(slots)
     from trackside import launcher
@@ -59,7 +62,10 @@ def _tell_ready(ready: Ready) -> None:
 
 
 def down(ctx: typer.Context) -> None:
-    """Stop what `trackside up` runs for this home; running jobs save at their next step."""
+    """Stop what `trackside up` runs for this home.
+
+    Running jobs save at their next step and go on after the next start.
+    """
     from trackside import launcher
 
     stopped = launcher.down(settings_of(ctx))
@@ -69,7 +75,10 @@ def down(ctx: typer.Context) -> None:
 def demo(
     ctx: typer.Context, keep: Annotated[bool, typer.Option("--keep", help="Leave its home for looking around.")] = False
 ) -> None:
-    """See it survive a kill, in a home of its own: two real trainings, one of them killed and resumed."""
+    """See two real trainings, one of them killed and resumed.
+
+    In a home of its own, removed afterwards.
+    """
     settings = settings_of(ctx)
     from trackside.cli.demo import run
 
@@ -77,13 +86,16 @@ def demo(
 
 
 def trainer(ctx: typer.Context, slots: Slots = "auto") -> None:
-    """Run this machine's agent and its workers in the foreground."""
+    """Run this machine's agent and workers in the foreground."""
     _check_slots(slots)
     raise typer.Exit(_serve(settings_of(ctx), "trainer", slots=slots))
 
 
 def supervisor(ctx: typer.Context) -> None:
-    """Run a supervisor in the foreground; of several the one that holds the lease decides."""
+    """Run a supervisor in the foreground.
+
+    Of several, the one that holds the lease decides.
+    """
     raise typer.Exit(_serve(settings_of(ctx), "supervisor"))
 
 
@@ -125,7 +137,10 @@ def health(
     ctx: typer.Context,
     role: Annotated[ServiceRole, typer.Argument(help="Which service of this host.")],
 ) -> None:
-    """Exit 0 if this host's service is well, else 1 with a line: for container health checks."""
+    """Tell whether a service of this host is well.
+
+    Exit code 0 if it is, else 1 with a line: for container health checks.
+    """
     settings = settings_of(ctx)
     problem = _dashboard_problem(settings) if role is ServiceRole.DASHBOARD else _bus_problem(settings, role)
     if problem is not None:
@@ -136,6 +151,7 @@ def health(
 
 def _bus_problem(settings: Settings, role: ServiceRole) -> str | None:
     from trackside.bus import beats
+    from trackside.cli.observe import same_host
     from trackside.models import Role
 
     try:
@@ -148,7 +164,7 @@ def _bus_problem(settings: Settings, role: ServiceRole) -> str | None:
         found = beats.read(client)
     except (BusError, ConfigurationError) as error:
         return error.message
-    if any(beat is not None and beat.role is wanted and beat.host == host for beat in found.values()):
+    if any(beat is not None and beat.role is wanted and same_host(beat.host, host) for beat in found.values()):
         return None
     return f"no beat from {host} within the last {settings.beat_ttl_s:g} s; look at its log"
 
@@ -157,15 +173,26 @@ def _dashboard_problem(settings: Settings) -> str | None:
     import http.client
 
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.dashboard_host, settings.dashboard_host)  # noqa: S104 -- compared, not bound
-    connection = http.client.HTTPConnection(host, settings.dashboard_port, timeout=_HEALTH_LIMIT_S)
+    port = _dashboard_port(settings)
+    connection = http.client.HTTPConnection(host, port, timeout=_HEALTH_LIMIT_S)
     try:
         connection.request("GET", "/_stcore/health")
         answer = connection.getresponse()
         text = answer.read(64)
     except (OSError, http.client.HTTPException) as error:
-        return f"no answer from {host}:{settings.dashboard_port}: {error}; look at its log"
+        return f"no answer from {host}:{port}: {error}; look at its log"
     finally:
         connection.close()
     if answer.status == http.client.OK and text.strip() == b"ok":
         return None
-    return f"{host}:{settings.dashboard_port} answers {answer.status}; look at its log"
+    return f"{host}:{port} answers {answer.status}; look at its log"
+
+
+def _dashboard_port(settings: Settings) -> int:
+    """The port it serves on: `trackside up` takes another where the wanted one is in use."""
+    from urllib.parse import urlsplit
+
+    from trackside.launcher import running
+
+    facts = running(settings) or {}
+    return urlsplit(str(facts.get("dashboard_url") or "")).port or settings.dashboard_port

@@ -40,7 +40,9 @@ def show(
     job: OneJob,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
-    """Show one job: its state and why, program, attempts, checkpoints, last metrics, the last failure.
+    """Show one job with all that is known about it.
+
+    State and why, program, attempts, checkpoints, last metrics, the last failure.
 
     --json: {"now_ms", "job": record, "progress": row of `ls --json`, "attempts": [record], "metrics": {name: {"step",
     "value", "attempt"}}}.
