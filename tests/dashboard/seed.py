@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import sys
@@ -29,6 +30,7 @@ from trackside.models import (
 from trackside.store import Change, Store
 
 HOSTILE = "<script>alert(1)</script> **bold** [x](javascript:alert(1)) :red[ok] $x$ \x1b[31mred\x1b[0m \u202egnp"
+_PIECES = itertools.count(1)  # of all streams, so that every entry's id is larger than those before
 GPU = "GPU-5f0c3c1e-0000-4000-8000-00000000beef"
 SLOTS = (
     Slot(id="alpha-cpu-0", host="alpha", kind="cpu", storage="s1", threads=2),
@@ -59,7 +61,6 @@ class Seed:
     def __init__(self, url: str) -> None:
         self.client: Client = connect(url, name="seed")
         self.store = Store(self.client, by="supervisor:seed")
-        self.sequence = 0
         self.random = random.Random(7)
 
     def submit(self, job_id: str, name: str, *, retries: int = 4) -> None:
@@ -99,7 +100,7 @@ class Seed:
         now = now_ms(self.client) - ago_ms
         for first in range(steps.start, steps.stop, 20):
             part = list(range(first, min(first + 20, steps.stop)))
-            self.sequence += 1000
+            sequence = 1000 * next(_PIECES)
             series: dict[str, tuple[float | str | None, ...]] = {
                 name: tuple(self._value(name, step, spike, nan) for step in part) for name in names
             }
@@ -109,7 +110,8 @@ class Seed:
                 series=series,
                 total=total,
             )
-            streams.ship_batch(self.client, job_id, number, self.sequence, batch)
+            shipped = streams.ship_batch(self.client, job_id, number, sequence, batch)
+            assert shipped is streams.Shipped.ACCEPTED
 
     def _value(self, name: str, step: int, spike: int | None, nan: tuple[int, ...]) -> float | str:
         noise = self.random.gauss(0, 1)
@@ -128,8 +130,8 @@ class Seed:
                 return 2.3 * math.exp(-step / 400) + 0.08 + 0.03 * noise
 
     def output(self, job_id: str, number: int, text: str) -> None:
-        self.sequence += 1000
-        streams.ship_output(self.client, job_id, number, self.sequence, text.encode())
+        sequence = 1000 * next(_PIECES)
+        streams.ship_output(self.client, job_id, number, sequence, text.encode())
 
     def checkpoint(self, job_id: str, number: int, step: int) -> None:
         ref = CheckpointRef(

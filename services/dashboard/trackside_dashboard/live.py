@@ -37,7 +37,7 @@ def freshness() -> None:
     """The badge that says how old everything on the page is; greys the page where it is not live."""
     health = hub().health()
     if health.state == "live":
-        st.badge("live", icon=":material/sensors:", color="green", help="Read from the server within 3 seconds.")
+        st.badge("live", icon=":material/sensors:", color="green")
     else:
         since = text.clock(health.seen_at_ms, text.zone(browser_zone()))
         if health.state == "stale":

@@ -1,0 +1,146 @@
+"""Answers from a snapshot."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from trackside.models import (
+    Attempt,
+    AttemptState,
+    Beat,
+    Event,
+    EventKind,
+    Job,
+    JobSpec,
+    JobState,
+    Outcome,
+    Program,
+    Reason,
+    Role,
+    Slot,
+)
+from trackside_dashboard import queries
+from trackside_dashboard.snapshot import JobView, Latest, Snapshot
+
+NOW = 1_700_000_000_000
+SPEC = JobSpec(program=Program(kind="script", target="train.py"))
+JOB = Job(
+    id="a-1", name="first", state=JobState.RUNNING, spec=SPEC, created_at_ms=NOW - 60_000, changed_at_ms=NOW - 5_000,
+    attempt=1, slot="s-0",
+)  # fmt: skip
+SLOT = Slot(id="s-0", host="h", kind="cpu", storage="x")
+BEAT = Beat(
+    role=Role.WORKER, name="s-0", host="h", pid=1, started_at_ms=NOW - 9_000, at_ms=NOW - 400, slot="s-0", job="a-1",
+    attempt=1, step=50, total=200, steps_per_s=10.0, cpu_pct=90.0,
+)  # fmt: skip
+
+
+def snapshot(*jobs: Job, beat: Beat | None = BEAT, slot: Slot = SLOT, **more: object) -> Snapshot:
+    made = Snapshot(
+        version=1, at_ms=NOW, jobs={job.id: job for job in jobs}, order=tuple(job.id for job in jobs), slots=(slot,),
+        beats={"worker:s-0": beat}, deadlines_ms={"worker:s-0": NOW - 12_000},
+    )  # fmt: skip
+    return replace(made, **more)  # type: ignore[arg-type]  # names of its fields
+
+
+def test_progress_comes_from_the_beat_of_the_same_attempt() -> None:
+    at = queries.progress(snapshot(JOB), JOB)
+    assert (at.step, at.total, at.fraction, at.eta_s) == (50, 200, 0.25, 15.0)
+    assert at.line == "step 50 / 200 · 25\u00a0% · 15 s left"
+
+
+def test_the_beat_of_an_older_attempt_says_nothing() -> None:
+    job = replace(JOB, attempt=2)
+    at = queries.progress(snapshot(job, latest={"a-1": Latest(step=40, total=200)}), job)
+    assert (at.step, at.steps_per_s, at.eta_s) == (40, None, None)
+
+
+def test_unknown_totals_and_speeds_are_unknown_not_zero() -> None:
+    beat = replace(BEAT, total=None, steps_per_s=0.0)
+    at = queries.progress(snapshot(JOB, beat=beat), JOB)
+    assert at.fraction is None
+    assert at.eta_s is None
+    assert at.line == "step 50"
+
+
+@pytest.mark.parametrize(
+    ("slot", "beat", "state"),
+    [
+        (SLOT, BEAT, "busy"),
+        (SLOT, None, "silent"),
+        (SLOT, replace(BEAT, job=None), "idle"),
+        (SLOT, replace(BEAT, job=None, stopping=True), "stopping"),
+        (replace(SLOT, cordoned=True), replace(BEAT, job=None), "cordoned"),
+        (replace(SLOT, cordoned=True), BEAT, "busy"),
+        (replace(SLOT, cordoned=True), None, "silent"),
+    ],
+)
+def test_what_a_slot_does(slot: Slot, beat: Beat | None, state: str) -> None:
+    tile = queries.tiles(snapshot(JOB, beat=beat, slot=slot), NOW)[0]
+    assert tile.state == state
+    assert tile.job is JOB, "the job stays on its slot while its worker is silent"
+
+
+def test_a_silent_slot_tells_for_how_long() -> None:
+    tile = queries.tiles(snapshot(JOB, beat=None), NOW)[0]
+    assert tile.silent_s == 12.0
+    assert tile.beat_age_s is None
+
+
+def test_waiting_tells_when_it_goes_on() -> None:
+    job = replace(
+        JOB, state=JobState.WAITING, slot=None, retry_at_ms=NOW + 12_400, reason=Reason.OOM_GPU, detail="from step 40"
+    )
+    assert queries.why(job, NOW) == "next try in 12 s · oom gpu · from step 40"
+    assert queries.why(job, NOW + 60_000).startswith("next try now")
+
+
+def test_rows_are_filtered_by_state_and_words() -> None:
+    failed = replace(JOB, id="b-2", name="second", state=JobState.FAILED, reason=Reason.DIVERGED, ended_at_ms=NOW)
+    known = snapshot(JOB, failed)
+    assert [row["id"] for row in queries.job_rows(known, NOW)] == ["a-1", "b-2"]
+    assert [row["id"] for row in queries.job_rows(known, NOW, states=["failed"])] == ["b-2"]
+    assert [row["id"] for row in queries.job_rows(known, NOW, needle="DIVERGED sec")] == ["b-2"]
+    assert queries.job_rows(known, NOW, states=["failed"], needle="first") == []
+
+
+def test_the_summary_counts_a_day() -> None:
+    old = replace(JOB, id="c-3", state=JobState.FAILED, ended_at_ms=NOW - queries.DAY_MS - 1)
+    new = replace(JOB, id="d-4", state=JobState.FAILED, ended_at_ms=NOW - 1000)
+    facts = queries.summary(snapshot(JOB, old, new))
+    assert (facts.running, facts.failed_day, facts.slots, facts.busy) == (1, 1, 1, 1)
+
+
+def test_attempts_tell_how_they_ended_and_where_they_began() -> None:
+    outcome = Outcome(reason=Reason.KILLED, signal="SIGKILL", first_step=1, last_step=90, noticed_after_ms=4)
+    first = Attempt(
+        job="a-1", number=1, state=AttemptState.ENDED, slot="s-0", host="h", assigned_at_ms=NOW - 90_000,
+        started_at_ms=NOW - 80_000, ended_at_ms=NOW - 20_000, outcome=outcome,
+    )  # fmt: skip
+    second = replace(
+        first, number=2, state=AttemptState.RUNNING, started_at_ms=NOW - 10_000, ended_at_ms=None, outcome=None,
+        resumed_step=80,
+    )  # fmt: skip
+    newest, oldest = queries.attempt_rows(JobView(attempts=(first, second)), NOW)
+    assert (newest["attempt"], newest["resumed"], newest["ran"], newest["reason"]) == (2, "step 80", "10 s", "")
+    assert (oldest["reason"], oldest["end"], oldest["steps"], oldest["ran"]) == ("killed", "SIGKILL", "1 … 90", "60 s")
+    assert queries.restarts([first, second]) == [
+        {"attempt": 2, "step": 81, "at_ms": NOW - 10_000, "label": "attempt 2"}
+    ]
+
+
+def test_every_kind_of_event_has_words() -> None:
+    for kind in EventKind:
+        event = Event(kind=kind, at_ms=NOW, job="a-1", attempt=1, old=JobState.QUEUED, new=JobState.RUNNING)
+        assert queries.event_words(event)
+    rows = queries.event_rows([Event(kind=kind, at_ms=NOW) for kind in EventKind], {}, NOW, kinds=["ended"])
+    assert [row["kind"] for row in rows] == ["ended"]
+
+
+def test_silent_processes_come_first() -> None:
+    known = snapshot(JOB, beats={"agent:h": BEAT, "worker:s-0": None}, deadlines_ms={"worker:s-0": NOW - 3_000})
+    rows = queries.process_rows(known, NOW)
+    assert [row["name"] for row in rows] == ["s-0", "h"]
+    assert rows[0]["beat"] == "none for 3 s"
