@@ -26,7 +26,7 @@ from trackside import logs
 from trackside.bus import beats, streams
 from trackside.bus.client import Client, connect, service_url
 from trackside.config import Settings
-from trackside.errors import AlreadyRunning
+from trackside.errors import AlreadyRunning, ConfigurationError
 from trackside.models import Beat, Role, Slot
 from trackside.processes import become_subreaper
 from trackside.retry import backoff_s
@@ -78,6 +78,8 @@ class Agent:
         self._leftovers: list[Leftover] = []
         self._registered = False
         self._stop_asked = False
+        self._failed: ConfigurationError | None = None
+        self._patient_until_s = time.monotonic() + 2 * settings.beat_ttl_s
         self._started_at_ms = time.time_ns() // 1_000_000
         self._next_beat_s = self._next_sample_s = 0.0
         self._gpus = GpuSampler(settings.sample_s) if any(slot.kind == "gpu" for slot in slots) else None
@@ -129,7 +131,10 @@ class Agent:
             self._see_deaths()
             self._finish_leftovers()
             self._talk()
-        return self._stop()
+        code = self._stop()
+        if self._failed is not None:
+            raise self._failed
+        return code
 
     def _wait(self, limit_s: float) -> None:
         poll = select.poll()
@@ -210,16 +215,38 @@ class Agent:
             self._bus.call(self._sample)
 
     def _beat(self, *, stopping: bool = False) -> None:
-        if not self._registered:
-            for place in self._places.values():
-                if place.wanted:
-                    self._store.register_slot(place.slot)
-            self._registered = True
+        if not self._registered and not stopping:
+            self._register()
         beat = Beat(
             role=Role.AGENT, name=self._host, host=self._host, pid=os.getpid(), started_at_ms=self._started_at_ms,
             at_ms=0, stopping=stopping, children=self._worker_pids(),
         )  # fmt: skip
-        beats.publish(self._client, beat, self._settings.beat_ttl_s)
+        if self._registered:
+            beats.publish(self._client, beat, self._settings.beat_ttl_s)
+
+    def _register(self) -> None:
+        """Write our slots, and take those off the books that an earlier agent of this home had and nobody serves."""
+        known = {slot.id: slot for slot in self._store.slots()}
+        foreign = [name for name in self._places if name in known and known[name].storage != self._storage]
+        other = beats.read(self._client).get(f"{Role.AGENT}:{self._host}")
+        if foreign and other is not None and other.pid != os.getpid():
+            if time.monotonic() < self._patient_until_s:
+                return  # perhaps the last beat of one that is gone
+            # Two workers on one queue would take each other's attempts.
+            self._failed = ConfigurationError(
+                f"another trainer (process {other.pid} on {other.host}) serves {', '.join(foreign)}: "
+                "set TRACKSIDE_HOST to a name of its own for each",
+                setting="TRACKSIDE_HOST",
+            )
+            self._stop_asked = True
+            return
+        for place in self._places.values():
+            if place.wanted:
+                self._store.register_slot(place.slot)
+        for slot in known.values():
+            if slot.host == self._host and slot.storage == self._storage and slot.id not in self._places:
+                self._retire_slot(slot)
+        self._registered = True
 
     def _sample(self) -> None:
         gpus = self._gpus.newest if self._gpus is not None else []
@@ -261,6 +288,8 @@ class Agent:
                 self._bus.call(lambda: self._beat(stopping=True))
 
     def _close_books(self) -> None:
+        if not self._registered:
+            return
         for place in self._places.values():
             self._retire_slot(place.slot)
         beats.retire(self._client, Role.AGENT, self._host)

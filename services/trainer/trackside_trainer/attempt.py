@@ -30,7 +30,7 @@ from trackside_trainer import folders as folders_
 from trackside_trainer import launch, procs
 from trackside_trainer.ending import Exit, judge
 from trackside_trainer.patience import Patience
-from trackside_trainer.shipping import JournalTail, OutputTail, end_record
+from trackside_trainer.shipping import JournalTail, OutputTail, end_record, ship_for
 from trackside_trainer.slotfiles import TakenAttempt, taken_path
 
 _FENCED_GRACE_S: Final = 2.0  # a newer attempt may be running already
@@ -76,7 +76,7 @@ class AttemptRun:
         self._asked: Reason | None = None
         self._kill_at_s: float | None = None
         self._killed_by_us = False
-        self._told_pid = False
+        self._told_pid = self._disk_failed = False
         self._next_ship_s = self._next_control_s = 0.0
         self._started_s = time.monotonic()
         self._ended_s: float | None = None
@@ -111,6 +111,10 @@ class AttemptRun:
         except OSError as error:
             detail = f"the attempt could not be started on this host: {error}"
             self._end_unstarted(Outcome(reason=Reason.KILLED, detail=detail, failure=Failure(message=str(error))))
+            return
+        except (TypeError, ValueError) as error:  # a spec that was checked at its submission does not do this
+            detail = f"the job's record cannot be used: {error}"
+            self._end_unstarted(Outcome(reason=Reason.INVALID_JOB, detail=detail, failure=Failure(message=str(error))))
             return
         self.pid, self.pidfd = started.pid, started.pidfd
         self._started_s = time.monotonic()
@@ -162,12 +166,13 @@ class AttemptRun:
 
     def _ship(self) -> bool:
         """Send what there is, within this tick's budget; whether there may be more."""
-        deadline_s = time.monotonic() + _SHIP_BUDGET_S
-        more = True
-        while more and time.monotonic() < deadline_s:
-            more = self._journal.ship()
-            more = self._output.ship() or more
-        return more
+        try:
+            return ship_for(_SHIP_BUDGET_S, self._journal, self._output)
+        except OSError as error:  # the script removed or locked its own files
+            if not self._disk_failed:
+                self._log.error("attempt_files_unreadable", why=str(error))
+            self._disk_failed = True
+            return False
 
     def _look_at_job(self) -> None:
         job = self._store.job(self.job_id)

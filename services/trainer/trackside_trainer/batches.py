@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+import orjson
+
+from trackside.codec import number_or_name
 from trackside.models import Batch
 
 MAX_RECORDS: Final = 2_000
 MAX_BYTES: Final = 256 * 1024
 _MAX_CELLS: Final = 50_000  # each point may bring new names: without a bound the columns grow with the square
 _MAX_NAME: Final = 200
-_MAX_TEXT: Final = 2_000
+_NO_NUMBERS: Final = frozenset({"NaN", "Infinity", "-Infinity"})
+_MAX_WHOLE: Final = 2**53  # JSON readers elsewhere lose digits beyond it
 _MAX_SUMMARY_BYTES: Final = 64 * 1024
 
 
@@ -35,8 +39,8 @@ class BatchBuilder:
         kind = record["k"]
         if kind == "m":
             self._add_point(record.get("s"), record.get("t"), record.get("m"))
-        elif kind == "begin" and isinstance(record.get("total"), int):
-            self._total = record["total"]
+        elif kind == "begin":
+            self._total = whole(record.get("total"))
         elif kind == "summary" and isinstance(record.get("m"), dict):
             self._summary.update(bounded(record["m"]))
 
@@ -51,25 +55,46 @@ class BatchBuilder:
         )
 
     def _add_point(self, step: Any, at_ms: Any, values: Any) -> None:
-        if type(step) is not int or type(at_ms) is not int or not isinstance(values, dict):
+        if whole(step) is None or whole(at_ms) is None or not isinstance(values, dict):
             return
         row = len(self._steps)
         self._steps.append(step)
         self._at_ms.append(at_ms)
         for name, value in values.items():
-            if isinstance(value, int | float | str):
+            point = _point(value)
+            if point is not None:
                 column = self._series.setdefault(name[:_MAX_NAME], [None] * row)
                 if len(column) == row:
-                    column.append(value[:_MAX_TEXT] if isinstance(value, str) else float(value))
+                    column.append(point)
         for column in self._series.values():
             if len(column) == row:
                 column.append(None)
 
 
+def whole(value: Any) -> int | None:
+    """A whole number that every reader can hold, else None."""
+    return value if type(value) is int and abs(value) <= _MAX_WHOLE else None
+
+
+def _point(value: Any) -> float | str | None:
+    if isinstance(value, str):
+        return value if value in _NO_NUMBERS else None
+    if not isinstance(value, int | float):
+        return None
+    try:
+        return number_or_name(float(value))
+    except OverflowError:
+        return "Infinity" if value > 0 else "-Infinity"
+
+
 def bounded(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Results fit for the bus: short names, and what is too large is replaced by a word about it."""
+    """Results fit for the bus: short names, and what is too large or cannot be carried is replaced by a word on it."""
     kept: dict[str, Any] = {}
     for name, value in list(values.items())[:MAX_RECORDS]:
-        size = len(repr(value))
-        kept[str(name)[:_MAX_NAME]] = value if size <= _MAX_SUMMARY_BYTES else f"(left out: {size} characters)"
+        try:
+            size = len(orjson.dumps(value))
+        except TypeError:
+            kept[str(name)[:_MAX_NAME]] = "(left out: no JSON)"
+            continue
+        kept[str(name)[:_MAX_NAME]] = value if size <= _MAX_SUMMARY_BYTES else f"(left out: {size} bytes)"
     return kept

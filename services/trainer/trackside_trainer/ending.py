@@ -12,6 +12,7 @@ from trackside.models import Failure, Outcome, Reason
 # Both journal and store have these words for the same thing.
 _TOLD: Final = {reason.value: reason for reason in Reason if reason not in (Reason.STALLED, Reason.LOST)}
 _STOPS: Final = frozenset({Reason.PREEMPTED, Reason.PAUSED, Reason.CANCELLED, Reason.TIMEOUT, Reason.FENCED})
+_MAX_CHARS: Final = 40_000
 _OBEYED: Final = {
     Reason.PREEMPTED: "stopped at a step boundary to make room",
     Reason.PAUSED: "paused at a step boundary",
@@ -45,6 +46,8 @@ class Exit:
 def judge(end: Mapping[str, Any] | None, seen: Exit, **facts: Any) -> Outcome:
     """The attempt's one outcome; `facts` are passed on (first_step, last_step, seen_by, ...)."""
     reason, detail = _reason(end, seen)
+    if reason in (Reason.PREEMPTED, Reason.PAUSED) and facts.get("first_step") is None:
+        detail = "stopped before its first step: the next attempt starts over"
     return Outcome(
         reason=reason,
         detail=detail,
@@ -57,22 +60,23 @@ def judge(end: Mapping[str, Any] | None, seen: Exit, **facts: Any) -> Outcome:
 
 def _reason(end: Mapping[str, Any] | None, seen: Exit) -> tuple[Reason, str]:
     told = _TOLD.get(str(end.get("outcome"))) if end is not None else None
-    if told is Reason.SUCCEEDED and seen.code in (0, None):
+    if told is Reason.SUCCEEDED and seen.status in (0, None):
         return told, "finished"
     if seen.asked is Reason.CANCELLED or (seen.asked is not None and (told is None or told in _STOPS)):
         return _asked(seen.asked, seen, told)
     if told is not None and told is not Reason.SUCCEEDED:
         return told, _told_detail(told, end or {})
     if told is Reason.SUCCEEDED:
-        return Reason.USER_ERROR, f"finished, and then ended with {_status(seen)}"
+        return (
+            Reason.KILLED if seen.signal_name else Reason.USER_ERROR,
+            f"finished, and then ended with {_status(seen)}",
+        )
     return _silent(seen)
 
 
 def _asked(asked: Reason, seen: Exit, told: Reason | None) -> tuple[Reason, str]:
     if told is None and seen.killed_by_us:
         return asked, f"{_OBEYED[asked]}; it did not stop within its grace and was killed"
-    if told is None and seen.signal_name == "SIGTERM":
-        return asked, f"{_OBEYED[asked]}, before its first step"
     return asked, _OBEYED[asked]
 
 
@@ -108,4 +112,4 @@ def _failure(end: Mapping[str, Any]) -> Failure | None:
     if not isinstance(error, dict):
         return None
     known = {name: error.get(name) for name in ("type", "message", "traceback")}
-    return Failure(**{name: value if isinstance(value, str) else None for name, value in known.items()})
+    return Failure(**{name: value[:_MAX_CHARS] if isinstance(value, str) else None for name, value in known.items()})

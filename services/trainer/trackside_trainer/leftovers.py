@@ -18,7 +18,7 @@ from trackside_trainer import launch, procs
 from trackside_trainer.ending import Exit, judge
 from trackside_trainer.folders import Folders
 from trackside_trainer.patience import Patience
-from trackside_trainer.shipping import JournalTail, OutputTail, end_record
+from trackside_trainer.shipping import JournalTail, OutputTail, end_record, ship_for
 from trackside_trainer.slotfiles import TakenAttempt
 
 _KILL_LIMIT_S: Final = 2.0
@@ -77,12 +77,7 @@ class Leftover:
             self._ours = self._is_ours()
         if not self._ours:
             return True
-        deadline_s = time.monotonic() + _BUDGET_S
-        more = True
-        while more and time.monotonic() < deadline_s:
-            more = self._journal.ship()
-            more = self._output.ship() or more
-        if more:
+        if ship_for(_BUDGET_S, self._journal, self._output):
             return False
         outcome = self._judge()
         self._store.end_attempt(self.taken.job, self.taken.attempt, outcome)

@@ -9,6 +9,8 @@ it had arrived; what a restarted server has lost is read from the file again.
 from __future__ import annotations
 
 import os
+import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +24,10 @@ from trackside.errors import Fenced
 from trackside.models import Batch, CheckpointRef, EventKind
 from trackside.sdk.journal import JournalReader
 from trackside.store import Store
-from trackside_trainer.batches import MAX_BYTES, BatchBuilder
+from trackside_trainer.batches import MAX_BYTES, BatchBuilder, whole
 
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # a directory beside others, and nothing else
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _PIECE_BYTES: Final = 64 * 1024
 _RECORD_MAX_BYTES: Final = 1024 * 1024
 _NOTE_MAX_CHARS: Final = 2_000
@@ -118,10 +122,10 @@ class JournalTail:
             case "ck":
                 self._tell_checkpoint(record)
             case "begin":
-                total, first = _whole(record.get("total")), _whole(record.get("from"))
+                total, first = whole(record.get("total")), whole(record.get("from"))
                 store.note_attempt(job, number, EventKind.NOTE, "begin", total_steps=total, first_step=first)
             case "restored":
-                name, step = _text(record.get("name")), _whole(record.get("s"))
+                name, step = _text(record.get("name")), whole(record.get("s"))
                 store.note_attempt(job, number, EventKind.RESTORED, "restored", resumed_from=name, resumed_step=step)
             case "damaged":
                 name, why = _text(record.get("name")), _text(record.get("why"))
@@ -131,8 +135,10 @@ class JournalTail:
                 store.note_attempt(job, number, EventKind.NOTE, "note", level=level, text=text)
 
     def _tell_checkpoint(self, record: dict[str, Any]) -> None:
-        name, step, digest = record.get("name"), _whole(record.get("s")), record.get("digest")
-        if not isinstance(name, str) or not isinstance(digest, str) or step is None or "/" in name:
+        name, step, digest = record.get("name"), whole(record.get("s")), record.get("digest")
+        if not isinstance(name, str) or not isinstance(digest, str) or step is None:
+            return
+        if not _NAME.fullmatch(name) or not _DIGEST.fullmatch(digest):
             return
         found = CheckpointRef(
             name=name,
@@ -140,7 +146,7 @@ class JournalTail:
             attempt=self._number,
             digest=digest,
             storage=self._storage,
-            bytes=_whole(record.get("bytes")),
+            bytes=whole(record.get("bytes")),
         )
         self._store.accept_checkpoint(self._job, self._number, found)
 
@@ -176,6 +182,15 @@ class OutputTail:
         return True
 
 
+def ship_for(budget_s: float, *tails: Tail) -> bool:
+    """Send from each in turn until all have nothing or the time is up; whether there may be more."""
+    deadline_s = time.monotonic() + budget_s
+    more = True
+    while more and time.monotonic() < deadline_s:
+        more = sum(tail.ship() for tail in tails) > 0
+    return more
+
+
 def _piece(path: Path, start: int, limit: int) -> bytes:
     with path.open("rb") as file:
         data = os.pread(file.fileno(), limit, start)
@@ -198,10 +213,6 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def _whole(value: Any) -> int | None:
-    return value if type(value) is int else None
 
 
 def _text(value: Any) -> str | None:

@@ -42,6 +42,7 @@ _RQ_TTL_S: Final = 6  # how long `rq info` goes on listing a worker that was kil
 _EXECUTION_TTL_S: Final = 365 * 24 * 3600  # RQ must never find an attempt expired: then it would requeue or fail it
 _IDLE_WAIT_S: Final = 0.2  # of one wait for work; signals and beats are looked at in between
 _COMMAND_LIMIT_S: Final = 1.0
+_DISK_WAIT_S: Final = 1.0
 # What can be wrong with an id that stands on our queue, other than the connection.
 _REFUSED: Final = (
     InvalidJob,
@@ -85,6 +86,18 @@ class SlotWorker(Worker):
         if pipeline is None:
             pipe.execute()
 
+    def forget_others(self) -> None:
+        """Take dead workers of this slot off RQ's lists at once; whoever holds the slot's lock is its only worker."""
+        mine = self.key.encode()
+        listed = cast(set[bytes], self.connection.smembers(_workers_of(self)))
+        dead = [key for key in listed if key != mine]
+        if dead:
+            with self.connection.pipeline() as pipe:
+                pipe.srem(self.redis_workers_keys, *dead)
+                pipe.srem(_workers_of(self), *dead)
+                pipe.delete(*dead, *(key + b":executions" for key in dead))
+                pipe.execute()
+
     def get_heartbeat_ttl(self, job: RQJob, working_time: float = 0.0) -> int:
         return _EXECUTION_TTL_S
 
@@ -103,6 +116,10 @@ class SlotWorker(Worker):
 
     def _set_connection(self, connection: redis.Redis) -> redis.Redis:
         return connection  # RQ would raise the client's time limits to minutes
+
+
+def _workers_of(worker: SlotWorker) -> str:
+    return str(worker_registration.WORKERS_BY_QUEUE_KEY % worker.own_queue.name)
 
 
 class Carried:
@@ -147,6 +164,7 @@ class Work:
         self._agent = slotfiles.agent_lock(settings.home)
         self._run: AttemptRun | None = None
         self._begun = False
+        self._alone = False  # in RQ's lists
         self._carried: Carried | None = None
         self._look_for_left = True  # in the intermediate list: a worker may have died between taking and claiming
         self._stop_asked = self._stopping = False
@@ -240,6 +258,9 @@ class Work:
         beats.publish(self._client, beat, self._settings.beat_ttl_s)
         with bus_errors():
             self._rq.heartbeat()
+            if not self._alone:
+                self._rq.forget_others()
+                self._alone = True
         if self._carried is not None:
             self._carried.open()
 
@@ -299,7 +320,13 @@ class Work:
         raw = self._bus.call(self._wait_for_id)
         if raw is None:
             return
-        if self._bus.call(lambda: self._accept(raw)) is None:
+        try:
+            accepted = self._bus.call(lambda: self._accept(raw))
+        except OSError as error:  # the disk does not take our note: the attempt waits in the queue meanwhile
+            self._log.error("disk_failed", why=str(error))
+            accepted = None
+            self._pause(_DISK_WAIT_S)
+        if accepted is None:
             self._look_for_left = True
 
     def _pause(self, seconds: float) -> None:

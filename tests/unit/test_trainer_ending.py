@@ -1,0 +1,73 @@
+"""Why an attempt ended."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import pytest
+
+from trackside.models import Reason
+from trackside_trainer.ending import Exit, judge
+
+OK, FAILED, STOPPED, KILLED = 0, 1 << 8, 75 << 8, int(signal.SIGKILL)
+
+
+def end(outcome: str, error: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"k": "end", "outcome": outcome, "error": error}
+
+
+ERROR = {"type": "ValueError", "message": "bad\nmore", "traceback": "Traceback ..."}
+
+
+@pytest.mark.parametrize(
+    ("record", "seen", "reason"),
+    [
+        (end("succeeded"), Exit(status=OK), Reason.SUCCEEDED),
+        (end("succeeded"), Exit(status=None), Reason.SUCCEEDED),  # written last of all: only its worker died
+        (end("succeeded"), Exit(status=OK, asked=Reason.CANCELLED), Reason.SUCCEEDED),
+        (end("succeeded"), Exit(status=KILLED), Reason.KILLED),
+        (end("succeeded"), Exit(status=FAILED), Reason.USER_ERROR),
+        (end("user_error", ERROR), Exit(status=FAILED), Reason.USER_ERROR),
+        (end("oom_gpu", ERROR), Exit(status=FAILED), Reason.OOM_GPU),
+        (end("cuda_error", ERROR), Exit(status=FAILED), Reason.CUDA_ERROR),
+        (end("invalid_job", ERROR), Exit(status=FAILED), Reason.INVALID_JOB),
+        (end("preempted"), Exit(status=STOPPED), Reason.PREEMPTED),
+        (end("preempted"), Exit(status=STOPPED, asked=Reason.TIMEOUT), Reason.TIMEOUT),
+        (end("user_error", ERROR), Exit(status=FAILED, asked=Reason.CANCELLED), Reason.CANCELLED),
+        (end("user_error", ERROR), Exit(status=FAILED, asked=Reason.PREEMPTED), Reason.USER_ERROR),
+        (end("made up"), Exit(status=FAILED), Reason.USER_ERROR),
+        (end("lost"), Exit(status=FAILED), Reason.USER_ERROR),  # not for an attempt to say of itself
+        (None, Exit(status=OK), Reason.USER_ERROR),
+        (None, Exit(status=3 << 8), Reason.USER_ERROR),
+        (None, Exit(status=KILLED), Reason.KILLED),
+        (None, Exit(status=KILLED, out_of_memory=True), Reason.OOM_HOST),
+        (None, Exit(status=int(signal.SIGSEGV), out_of_memory=True), Reason.KILLED),
+        (None, Exit(status=KILLED, asked=Reason.CANCELLED, killed_by_us=True), Reason.CANCELLED),
+        (None, Exit(status=int(signal.SIGTERM), asked=Reason.PREEMPTED), Reason.PREEMPTED),
+        (None, Exit(status=KILLED, asked=Reason.TIMEOUT, killed_by_us=True), Reason.TIMEOUT),
+    ],
+)
+def test_the_reason_follows_from_end_line_exit_status_and_what_was_asked(
+    record: dict[str, Any] | None, seen: Exit, reason: Reason
+) -> None:
+    assert judge(record, seen).reason is reason
+
+
+def test_an_outcome_carries_the_facts_and_a_sentence_for_people() -> None:
+    outcome = judge(end("user_error", ERROR), Exit(status=FAILED), last_step=7, seen_by="worker:s")
+    assert outcome.detail == "ValueError: bad"
+    assert outcome.failure is not None
+    assert outcome.failure.traceback == "Traceback ..."
+    assert (outcome.exit_code, outcome.signal, outcome.last_step, outcome.seen_by) == (1, None, 7, "worker:s")
+
+
+def test_a_signal_is_named() -> None:
+    outcome = judge(None, Exit(status=int(signal.SIGSEGV) | 0x80))  # with a core dump
+    assert (outcome.signal, outcome.exit_code) == ("SIGSEGV", None)
+    assert outcome.detail == "the training process was killed (SIGSEGV)"
+
+
+def test_a_stop_before_the_first_step_says_that_nothing_was_saved() -> None:
+    detail = judge(end("preempted"), Exit(status=STOPPED), first_step=None).detail
+    assert detail == "stopped before its first step: the next attempt starts over"

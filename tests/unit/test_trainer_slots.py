@@ -1,0 +1,99 @@
+"""What `--slots` means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trackside.errors import ConfigurationError
+from trackside.models import Slot
+from trackside_trainer.slotfiles import ProcessLock, TakenAttempt, all_taken, storage_id, taken_path
+from trackside_trainer.slots import host_name, parse
+
+GPUS: list[dict[str, Any]] = [
+    {"uuid": "GPU-aaaa", "name": "NVIDIA H100", "memory_total_mib": 81559},
+    {"uuid": "GPU-bbbb", "name": "NVIDIA H100", "memory_total_mib": None},
+]
+
+
+def slots(text: str, gpus: list[dict[str, Any]] | None = None, cores: int = 8) -> list[Slot]:
+    return parse(text, host="box", storage="s1", find_gpus=lambda: gpus or [], cores=cores)
+
+
+def test_cpu_slots_share_the_cores() -> None:
+    found = slots("cpu:3")
+    assert [(slot.id, slot.kind, slot.threads, slot.storage) for slot in found] == [
+        ("box-cpu0", "cpu", 2, "s1"), ("box-cpu1", "cpu", 2, "s1"), ("box-cpu2", "cpu", 2, "s1"),
+    ]  # fmt: skip
+    assert [slot.threads for slot in slots("cpu:4", cores=2)] == [1, 1, 1, 1]
+
+
+def test_auto_means_gpus_where_there_are_any_and_two_cpu_slots_elsewhere() -> None:
+    assert [slot.id for slot in slots("auto")] == ["box-cpu0", "box-cpu1"]
+    assert [slot.id for slot in slots("auto", cores=1)] == ["box-cpu0"]
+    assert [slot.id for slot in slots("auto", GPUS)] == ["box-gpu0", "box-gpu1"]
+
+
+def test_gpu_slots_are_pinned_by_uuid() -> None:
+    found = slots("gpu:1", GPUS)
+    assert [(slot.gpu_uuid, slot.gpu_name, slot.gpu_memory_mib) for slot in found] == [
+        ("GPU-aaaa", "NVIDIA H100", 81559)
+    ]
+    assert len(slots("GPU", GPUS)) == 2
+
+
+@pytest.mark.parametrize("text", ["", "cpu", "cpu:0", "cpu:x", "cpu:-1", "cpu:9999", "tpu:1", "auto:2", "gpu:x"])
+def test_what_cannot_be_meant_is_refused_with_what_can(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="use auto, cpu:2, gpu or gpu:1"):
+        slots(text, GPUS)
+
+
+@pytest.mark.parametrize("text", ["gpu", "gpu:1"])
+def test_gpus_that_are_not_there_are_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="nvidia-smi"):
+        slots(text)
+
+
+def test_more_gpus_than_there_are_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"has 2 GPU\(s\)"):
+        slots("gpu:3", GPUS)
+
+
+def test_a_host_name_is_made_plain_and_the_setting_wins() -> None:
+    assert host_name("My.Lab_Box 1") == "my-lab-box-1"
+    assert host_name(None)
+    with pytest.raises(ConfigurationError):
+        host_name("___")
+
+
+def test_a_data_folder_keeps_its_identity(tmp_path: Path) -> None:
+    assert storage_id(tmp_path / "a") == storage_id(tmp_path / "a")
+    assert storage_id(tmp_path / "a") != storage_id(tmp_path / "b")
+
+
+def test_a_lock_is_held_once_and_says_by_whom(tmp_path: Path) -> None:
+    first, second = ProcessLock(tmp_path / "run" / "a.lock"), ProcessLock(tmp_path / "run" / "a.lock")
+    assert first.take()
+    assert not second.take()
+    assert second.holder() == first.holder()
+    assert second.holder() is not None
+    first.release()
+    assert second.holder() is None
+    assert second.take()
+    second.release()
+
+
+def test_a_lock_file_of_a_dead_process_names_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    path.write_text("1 1\n")  # the pid lives, but it started at another time
+    assert ProcessLock(path).holder() is None
+
+
+def test_taken_attempts_are_found_again_and_rubbish_is_passed_over(tmp_path: Path) -> None:
+    path = taken_path(tmp_path, "job-abc", 2)
+    taken = TakenAttempt(slot="s", job="job-abc", attempt=2, attempt_dir="/x", worker_pid=1, worker_started=2)
+    taken.write(path)
+    path.with_name("rubbish.json").write_text("{")
+    assert all_taken(tmp_path) == [(path, taken)]
