@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -34,6 +35,18 @@ for step in run.steps(20):
 print("trained")
 """
 
+LONG = """\
+import time
+import torch
+import trackside
+
+run = trackside.init()
+model = torch.nn.Linear(2, 2)
+run.checkpointer(model=model, every=10)
+for step in run.steps(120):
+    time.sleep(0.1)
+"""
+
 
 class Deployment:
     """One compose project with passwords, a port and a working directory of its own."""
@@ -52,6 +65,7 @@ class Deployment:
         }
         self.work.mkdir()
         (self.work / "train.py").write_text(TRAIN)
+        (self.work / "long.py").write_text(LONG)
         make = [sys.executable, str(ROOT / "deploy" / "make_secrets.py"), str(self.secrets)]
         subprocess.run(make, check=True, capture_output=True, timeout=COMMAND_LIMIT_S)
 
@@ -75,6 +89,16 @@ class Deployment:
         )
         found: dict[str, Any] = json.loads(answer.stdout)[0]
         return found
+
+    def kill(self, service: str) -> None:
+        """SIGKILL to the service's process: the child of the container's init."""
+        kill = "import os; os.kill(int(open('/proc/1/task/1/children').read().split()[0]), 9)"
+        self("exec", "-T", service, "python", "-c", kill, check=False)
+
+    def show(self, job: str) -> dict[str, Any]:
+        """The job as the command line shows it; {} while nobody answers."""
+        text = self("exec", "-T", "supervisor", "trackside", "show", "--json", job, check=False)
+        return json.loads(text) if text.startswith("{") else {}
 
     def redis(self, user: str, *words: str) -> str:
         """A command on the server as one of its users."""
@@ -182,16 +206,33 @@ def test_a_job_submitted_from_a_container_trains_to_its_end(running: Deployment)
 
 
 def test_rq_info_works_as_operator(running: Deployment) -> None:
-    assert "0 executing" in running("run", "--rm", "-T", "rq-info")
+    workers = re.compile(r"\b[1-9]\d* workers, \d+ queues")
+    assert workers.search(running("run", "--rm", "-T", "rq-info"))
+    assert workers.search(running("exec", "-T", "trainer", "trackside", "info"))
     raw = 'RQ_REDIS_URL="redis://operator:$(cat /run/secrets/operator)@redis:6379/0" rq info'
-    assert "0 executing" in running("exec", "-T", "trainer", "sh", "-c", raw)
+    assert workers.search(running("exec", "-T", "trainer", "sh", "-c", raw))
+
+
+def test_a_killed_trainer_resumes_its_job_from_the_checkpoint(running: Deployment) -> None:
+    running("run", "--rm", "-T", "cli", "submit", "--id", "long", "long.py")
+    checkpoint = wait_until(
+        lambda: running.show("long").get("progress", {}).get("checkpoint_step"), 60, "no checkpoint came", every_s=0.2
+    )
+
+    running.kill("trainer")
+
+    running("run", "--rm", "-T", "cli", "wait", "--timeout", "100s", "long")
+    found = running.show("long")
+    assert found["job"]["state"] == "succeeded"
+    first, last = found["attempts"][0], found["attempts"][-1]
+    assert last["number"] == 2, "one kill costs one attempt"
+    assert last["resumed_step"] >= checkpoint > 0
+    assert first["outcome"]["reason"] in ("killed", "lost")
 
 
 def test_a_killed_service_comes_back_healthy(running: Deployment) -> None:
     before = running.container("supervisor")
-    # The first process is the container's init; the service is its child.
-    kill = "import os; os.kill(int(open('/proc/1/task/1/children').read().split()[0]), 9)"
-    running("exec", "-T", "supervisor", "python", "-c", kill, check=False)
+    running.kill("supervisor")
 
     def back() -> bool:
         state: Mapping[str, Any] = running.container("supervisor")["State"]
