@@ -46,7 +46,7 @@ compose-test: $(DEV_STAMP)
 	$(BIN)/pytest -m compose tests/compose $(PYTEST_ARGS)
 
 bench: $(DEV_STAMP)
-	$(BIN)/python -m bench
+	set -e; for part in bench/[!_]*.py; do echo "== $$part"; PYTHONPATH=tests $(BIN)/python "$$part"; done
 
 secrets:
 	$(PYTHON) deploy/make_secrets.py deploy/secrets
