@@ -50,7 +50,7 @@ def encode_fields(record: Any) -> dict[str, bytes]:
 
 def decode_fields(kind: type[T], raw: Mapping[bytes, bytes]) -> T:
     """The record in a Redis hash; raises DecodeError."""
-    known = _readers(kind)
+    known, text = _readers(kind), _text_fields(kind)
     data: dict[str, Any] = {}
     for key, value in raw.items():
         name = key.decode("utf-8", "replace")
@@ -58,7 +58,7 @@ def decode_fields(kind: type[T], raw: Mapping[bytes, bytes]) -> T:
             data[name] = int(value) if value.isdigit() else value
         elif name in known:
             try:
-                data[name] = value.decode() if _is_text(get_type_hints(kind)[name]) else orjson.loads(value)
+                data[name] = value.decode() if name in text else orjson.loads(value)
             except ValueError as error:
                 raise DecodeError(f"{kind.__name__}.{name} cannot be read: {error}", raw=bytes(value)) from error
     return _build(kind, data, b"")
@@ -120,6 +120,16 @@ def _readers(kind: Any) -> dict[str, Callable[[Any], Any]]:
         hints = get_type_hints(kind)
         _READERS[kind] = {f.name: _reader(hints[f.name]) for f in fields(kind)}
     return _READERS[kind]
+
+
+_TEXT_FIELDS: Final[dict[Any, frozenset[str]]] = {}
+
+
+def _text_fields(kind: Any) -> frozenset[str]:
+    if kind not in _TEXT_FIELDS:  # resolving the hints of a Job takes 300 us
+        hints = get_type_hints(kind)
+        _TEXT_FIELDS[kind] = frozenset(f.name for f in fields(kind) if _is_text(hints[f.name]))
+    return _TEXT_FIELDS[kind]
 
 
 def _is_text(hint: Any) -> bool:
