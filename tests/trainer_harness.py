@@ -53,10 +53,10 @@ class Trainer:
         urls: Mapping[str, str],
         *,
         slots: str = "cpu:1",
-        settings: Mapping[str, float] = MappingProxyType({}),
+        settings: Mapping[str, float | str] = MappingProxyType({}),
     ) -> None:
         self.home, self.urls, self.slots = home, dict(urls), slots
-        self.settings = {"stop_grace_s": 10, **settings}
+        self.settings = {"profile": "test", "stop_grace_s": 10, **settings}
         self.client = connect(urls["supervisor"], command_limit_s=5.0)
         self.store = Store(self.client, by="supervisor:test")
         self.for_rq = queue.rq_client(urls["supervisor"])
@@ -77,7 +77,7 @@ class Trainer:
         """Start the agent and wait until each slot has a worker that beats."""
         env = {name: value for name, value in os.environ.items() if not name.startswith("TRACKSIDE_")}
         env |= {f"TRACKSIDE_{name.upper()}": str(value) for name, value in self.settings.items()}
-        env |= {"TRACKSIDE_PROFILE": "test", "TRACKSIDE_HOME": str(self.home), "TRACKSIDE_HOST": "box"}
+        env |= {"TRACKSIDE_HOME": str(self.home), "TRACKSIDE_HOST": "box"}
         env |= {"TRACKSIDE_REDIS_URL": self.urls["trainer"]}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
