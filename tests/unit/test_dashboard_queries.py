@@ -99,11 +99,13 @@ def test_waiting_tells_when_it_goes_on() -> None:
 
 def test_rows_are_filtered_by_state_and_words() -> None:
     failed = replace(JOB, id="b-2", name="second", state=JobState.FAILED, reason=Reason.DIVERGED, ended_at_ms=NOW)
-    known = snapshot(JOB, failed)
-    assert [row["id"] for row in queries.job_rows(known, NOW)] == ["a-1", "b-2"]
-    assert [row["id"] for row in queries.job_rows(known, NOW, states=["failed"])] == ["b-2"]
-    assert [row["id"] for row in queries.job_rows(known, NOW, needle="DIVERGED sec")] == ["b-2"]
-    assert queries.job_rows(known, NOW, states=["failed"], needle="first") == []
+    known = snapshot(failed, JOB)
+    assert [job.id for job in queries.matching(known)] == ["a-1", "b-2"], "what runs comes first"
+    assert [job.id for job in queries.matching(known, states=["failed"])] == ["b-2"]
+    assert [job.id for job in queries.matching(known, needle="DIVERGED sec")] == ["b-2"]
+    assert queries.matching(known, states=["failed"], needle="first") == []
+    row = queries.job_rows(known, [JOB], NOW)[0]
+    assert (row["state"], row["name"], row["progress"], row["step"]) == (["▶ running"], "first", 25, "50 / 200")
 
 
 def test_the_summary_counts_a_day() -> None:

@@ -172,8 +172,7 @@ class Hub:
         self._forget()
         store = Store(client, by="dashboard")
         self._take_events(streams.newest_events(client, EVENTS_KEPT))
-        ids = store.job_ids(JOBS_MAX)
-        ids += [job_id for job_id in (*store.live_job_ids(), *self._wanted) if job_id not in set(ids)]
+        ids = list(dict.fromkeys([*store.job_ids(JOBS_MAX), *store.live_job_ids(), *self._wanted]))
         for start in range(0, len(ids), 200):
             self._take_jobs(store.jobs(ids[start : start + 200]))
         self._tick(client)

@@ -105,8 +105,10 @@ def canonical(line: Line) -> Line:
     """One point a step, the highest attempt's, in the order of steps."""
     if len(line) < 2 or bool(np.all(line.steps[1:] > line.steps[:-1])):
         return line
-    _, back = np.unique(line.steps[::-1], return_index=True)
-    return taken(line, len(line) - 1 - back)
+    order = np.argsort(line.steps, kind="stable")  # quick where nearly all is in order already
+    steps = line.steps[order]
+    newest = np.append(steps[1:] != steps[:-1], True)
+    return taken(line, order[newest])
 
 
 def taken(line: Line, index: NDArray[np.intp]) -> Line:

@@ -32,11 +32,14 @@ def jobs() -> None:
     snapshot = hub.snapshot()
     states = st.session_state.get("state") or []
     needle = st.session_state.get("q") or ""
-    rows = queries.job_rows(snapshot, hub.now_ms(), states=states, needle=needle)
+    found = queries.matching(snapshot, states=states, needle=needle)
+    rows = queries.job_rows(snapshot, found, hub.now_ms())
     if not snapshot.jobs:
         empty(snapshot.version == 0)
         return
-    shown = f"{len(rows)} of {snapshot.total_jobs} jobs" if states or needle else f"{snapshot.total_jobs} jobs"
+    shown = f"{len(found)} of {snapshot.total_jobs} jobs" if states or needle else f"{snapshot.total_jobs} jobs"
+    if len(found) > len(rows):
+        shown += f" · {len(rows)} are shown; filter to find the others"
     if snapshot.total_jobs > len(snapshot.jobs):
         shown += f" · the newest {len(snapshot.jobs)} are listed; `trackside ls` lists all"
     st.caption(shown)
