@@ -33,7 +33,7 @@ from trackside.models import Attempt, Beat, Event, EventKind, Job, JobState, Rea
 from trackside.processes import die_with_parent
 from trackside.store import Store
 
-KILL_AT: Final = 0.4  # of the way through
+KILL_AT: Final = 0.43  # of the way through, between two checkpoints
 _START_LIMIT_S: Final = 90.0
 _RUN_LIMIT_S: Final = 240.0
 _STOP_LIMIT_S: Final = 30.0
@@ -66,19 +66,24 @@ def run(settings: Settings, *, keep: bool = False) -> int:
     """Run the demo; 0 if both trainings succeeded and the killed one was resumed."""
     console = Console(highlight=False)
     home = Path(tempfile.mkdtemp(prefix="trackside-demo-"))
-    good = False
+    failed = False
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell may have started us with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     try:
         with _system(console, settings, home) as ready:
-            good = _Demo(console, home, ready).run()
+            failed = not _Demo(console, home, ready).run()
+    except TracksideError:
+        failed = True
+        raise
     except KeyboardInterrupt:
         console.print("\nstopped: nothing of the demo is left running")
         return 130
     finally:
-        if good and not keep:
-            shutil.rmtree(home, ignore_errors=True)
-        else:
+        if failed or keep:
             console.print(f"[dim]the demo's home is kept: {home}[/dim]")
-    return 0 if good else 1
+        else:
+            shutil.rmtree(home, ignore_errors=True)
+    return 1 if failed else 0
 
 
 class _Demo:
