@@ -1,23 +1,23 @@
 """Every error of Trackside, under one root.
 
-    TracksideError
-    ├── ConfigurationError      a setting is wrong: fix the setting named in the message
-    ├── InvalidJob              what was submitted cannot run: fix the submission
-    ├── NotFound                no job, attempt or slot of that name
-    ├── IllegalTransition       the job's state does not allow this
-    ├── Conflict                somebody else changed the record first: read again, then decide
-    │   └── Fenced              a newer attempt owns the job: stop at once
-    ├── BusError                the bus did not do what was asked
-    │   ├── BusUnavailable      no server answered: start one, or wait
-    │   ├── BusDenied           the server refused this user this command
-    │   └── DecodeError         bytes on the bus are no record of ours; keeps the bytes
-    ├── ServerError             the embedded server could not be found, started or stopped
-    │   └── AlreadyRunning      this home is in use; keeps the pid
-    ├── CheckpointError         no checkpoint could be written or loaded
-    │   └── CheckpointDamaged   files do not match their manifest
-    └── NotInJob                called outside of a job, or before `trackside.init()`
+TracksideError
+├── ConfigurationError      a setting is wrong: fix the setting named in the message
+├── InvalidJob              what was submitted cannot run: fix the submission
+├── NotFound                no job, attempt or slot of that name
+├── IllegalTransition       the job's state does not allow this
+├── Conflict                somebody else changed the record first: read again, then decide
+│   └── Fenced              a newer attempt owns the job: stop at once
+├── BusError                the bus did not do what was asked
+│   ├── BusUnavailable      no server answered: start one, or wait
+│   ├── BusDenied           the server refused this user this command
+│   └── DecodeError         bytes on the bus are no record of ours; keeps the bytes
+├── ServerError             the embedded server could not be found, started or stopped
+│   └── AlreadyRunning      this home is in use; keeps the pid
+├── CheckpointError         no checkpoint could be written or loaded
+│   └── CheckpointDamaged   files do not match their manifest
+└── NotInJob                called outside of a job, or before `trackside.init()`
 
-    StopRequested (BaseException) is no error: the attempt was asked to stop, and did so at a step boundary.
+StopRequested (BaseException) is no error: the attempt was asked to stop, and did so at a step boundary.
 """
 
 from __future__ import annotations
