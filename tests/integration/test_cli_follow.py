@@ -92,6 +92,24 @@ def test_following_ends_when_the_job_has_ended_and_all_is_printed(world: World) 
     assert _finish(process) == (0, "last words\n", "")
 
 
+def test_following_outlasts_a_restart_of_the_server(own_server: EmbeddedServer) -> None:
+    world = World.at(own_server.home, {"supervisor": own_server.url("supervisor")})
+    world.running("digits-abc123")
+    process = world.start("logs", "-f", "digits")
+    assert _line(process).startswith("hello")
+    assert _line(process) == "line 2\n"
+
+    own_server.stop()
+    assert process.stderr is not None
+    assert "trying again" in process.stderr.readline()
+    own_server.start().wait_ready()
+    streams.ship_output(world.client, "digits-abc123", 1, 40, b"after\n")
+    assert _line(process) == "after\n"
+    world.finish("digits-abc123", JobState.SUCCEEDED)
+
+    assert _finish(process)[:2] == (0, "")
+
+
 def test_following_one_attempt_ends_with_it(world: World) -> None:
     world.failed("broken-111111")
 

@@ -19,10 +19,10 @@ import pytest
 
 from cli_world import World, start
 from trackside.bus import beats
-from trackside.bus.client import connect
+from trackside.bus.client import connect, service_url
 from trackside.cli.observe import same_host
 from trackside.models import Beat, Role
-from trackside.server import EmbeddedServer
+from trackside.server import EmbeddedServer, url_for
 from trackside.testing import wait_until
 
 
@@ -174,7 +174,7 @@ def test_a_service_gets_its_own_users_connection(world: World, monkeypatch: pyte
         @staticmethod
         def load() -> Any:
             def main(settings: Any, *, slots: str = "none") -> int:
-                seen.append((settings.redis_url, slots))
+                seen.append((service_url(settings), settings.redis_url, slots))
                 return 7
 
             return main
@@ -183,9 +183,10 @@ def test_a_service_gets_its_own_users_connection(world: World, monkeypatch: pyte
     world.run("trainer", "--slots", "cpu:2", code=7)
     world.run("supervisor", code=7)
 
-    (trainer_url, trainer_slots), (supervisor_url, supervisor_slots) = seen
-    assert "//trainer:" in trainer_url
-    assert "//supervisor:" in supervisor_url
+    (trainer_url, trainer_setting, trainer_slots), (supervisor_url, _, supervisor_slots) = seen
+    assert trainer_url == url_for(world.home, "trainer")
+    assert supervisor_url == url_for(world.home, "supervisor")
+    assert "//trainer@" in trainer_setting, "the password is in its file, not in the setting"
     assert (trainer_slots, supervisor_slots) == ("cpu:2", "none")
 
 

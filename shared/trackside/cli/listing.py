@@ -114,6 +114,9 @@ def _select(store: Store, *, show_all: bool, state: State | None, limit: int | N
         newest = ids[: _RECENT if limit is None else limit]
         wanted = newest if limit is not None else [i for n, i in enumerate(ids) if n < _RECENT or i in live]
         return store.jobs(wanted), len(ids) - len(wanted)
+    if state is not None and state not in (State.SUCCEEDED, State.FAILED, State.CANCELLED):
+        live = set(store.live_job_ids())
+        ids = [job_id for job_id in ids if job_id in live]
     found: list[Job] = []
     for start in range(0, len(ids), _PAGE):
         page = store.jobs(ids[start : start + _PAGE])

@@ -92,10 +92,13 @@ def _ended(store: Store, job_id: str, attempt: int | None) -> bool:
     from trackside.models import AttemptState
     from trackside.retry import until_reachable
 
-    job = until_reachable(lambda: store.job(job_id), limit_s=_OUTAGE_LIMIT_S)
-    if job.state.terminal or attempt is None or attempt > job.attempt:
-        return job.state.terminal
-    return attempt < job.attempt or store.attempt(job_id, attempt).state is AttemptState.ENDED
+    def look() -> bool:
+        job = store.job(job_id)
+        if job.state.terminal or attempt is None or attempt > job.attempt:
+            return job.state.terminal
+        return attempt < job.attempt or store.attempt(job_id, attempt).state is AttemptState.ENDED
+
+    return until_reachable(look, limit_s=_OUTAGE_LIMIT_S)
 
 
 def _sleep_until_output(store: Store, job_id: str, cursor: str) -> None:

@@ -107,7 +107,11 @@ def dashboard(ctx: typer.Context) -> None:
 def _serve(settings: Settings, name: str, **options: Any) -> int:
     """Find the service by its entry point and run it with its own user's connection."""
     if settings.redis_url is None:
-        settings = replace(settings, redis_url=url_of(settings, name))
+        from trackside.bus.client import without_password
+
+        # The password stays in its file, so that settings can be logged and passed on.
+        url, password_file = without_password(url_of(settings, name)), settings.home / "secrets" / name
+        settings = replace(settings, redis_url=url, redis_password_file=password_file)
     serve = _entry(name)
     known = inspect.signature(serve).parameters
     return int(serve(settings, **{key: value for key, value in options.items() if key in known}) or 0)
