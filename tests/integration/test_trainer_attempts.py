@@ -354,3 +354,28 @@ def test_a_stop_of_the_training_process_by_somebody_else_counts_as_preempted(tra
     outcome = trainer.ended(job)
     assert outcome.reason is Reason.PREEMPTED
     assert trainer.store.job(job.id).checkpoints[0].step == outcome.last_step
+
+
+PARALLEL = """
+import numpy as np, torch
+a = torch.ones(800, 800)
+print("torch", torch.get_num_threads(), float((a @ a).sum()))
+b = np.ones((800, 800))
+print("numpy", float((b @ b).sum()))
+print("drawn", float(torch.rand(1)), float(np.random.rand()))
+"""
+
+
+def test_a_forked_attempt_has_its_threads_and_random_numbers_of_its_own(trainer: Trainer) -> None:
+    jobs = [trainer.assign(PARALLEL)]
+    trainer.ended(jobs[0])
+    jobs.append(trainer.assign(PARALLEL))
+    trainer.ended(jobs[1])
+    jobs.append(trainer.assign(PARALLEL, python=sys.executable))
+    assert trainer.ended(jobs[2], 60).reason is Reason.SUCCEEDED
+
+    first, second, cold = (trainer.output(job).split() for job in jobs)
+    assert first[:3] == ["torch", str(trainer.slot().threads), "512000000.0"]
+    assert first[3:5] == ["numpy", "512000000.0"]
+    assert len({first[6], second[6], cold[6]}) == 3  # unseeded, each draws its own numbers
+    assert len({first[7], second[7], cold[7]}) == 3

@@ -149,7 +149,7 @@ class Agent:
                 place.worker = self._fork(place.slot)
 
     def _fork(self, slot: Slot) -> WorkerHandle:
-        from trackside_trainer.worker import become_worker
+        from trackside_trainer.forked import become_worker
 
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
         try:
@@ -180,8 +180,10 @@ class Agent:
         excess = len(deaths) - self._settings.restart_intensity
         wait_s = backoff_s(excess, first_s=_RESTART_FIRST_S, max_s=_RESTART_MAX_S) if excess > 0 else 0.0
         place.not_before_s = now_s + wait_s
-        self._log.warning("worker_died", slot=place.slot.id, how=death_of(status), restart_in_s=round(wait_s, 2))
-        if not place.wanted:
+        if place.wanted:
+            self._log.warning("worker_died", slot=place.slot.id, how=death_of(status), restart_in_s=round(wait_s, 2))
+        else:
+            self._log.info("worker_gone", slot=place.slot.id, how=death_of(status))
             self._bus.call(lambda: self._retire_slot(place.slot))
 
     def _kill_orphans(self) -> None:

@@ -94,6 +94,9 @@ class AttemptRun:
         if self._job.state is JobState.CANCELLING:
             self._end_unstarted(Outcome(reason=Reason.CANCELLED, detail="cancelled before it started"))
             return
+        if self._asked is not None:
+            self._end_unstarted(Outcome(reason=self._asked, detail="stopped before it started"))
+            return
         try:
             context = folders_.prepare(self._folders, self._store, self._job, self._slot)
             self._page = ControlPage.create(self._folders.page)

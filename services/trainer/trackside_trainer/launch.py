@@ -20,7 +20,7 @@ from trackside.errors import InvalidJob
 from trackside.processes import die_with_parent
 from trackside.sdk.context import ENVIRONMENT, AttemptContext
 from trackside_trainer import procs
-from trackside_trainer.preload import widen_blas
+from trackside_trainer.preload import as_if_fresh
 
 # What is ours to know: addresses and passwords of the bus above all.
 _OURS: Final = ("TRACKSIDE_", "RQ_", "REDIS_", "VALKEY_")
@@ -64,7 +64,9 @@ def start(context: AttemptContext, context_path: Path, *, output: Path, python: 
     if python is not None:
         if not os.access(python, os.X_OK) or Path(python).is_dir():
             raise InvalidJob(f"{python} is no interpreter on this host: give the path of a Python to --python")
-        env["PYTHONPATH"] = str(_shim(home))
+        # Our interpreter's own settings are not for another one.
+        env = {name: value for name, value in env.items() if not name.startswith("PYTHON") and name != "VIRTUAL_ENV"}
+        env |= {"PYTHONPATH": str(_shim(home)), "PYTHONUNBUFFERED": "1"}
     parent = os.getpid()
     # A SIGTERM in the child before its own handlers stand would run the worker's.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
@@ -98,7 +100,7 @@ def _become_attempt(
             os.execve(python, [python, "-m", "trackside.sdk.runner"], dict(env))  # noqa: S606 -- no shell is wanted
         from trackside.sdk.runner import run_attempt
 
-        widen_blas(threads)
+        as_if_fresh(threads)
         code = run_attempt(AttemptContext.from_file(context_path))
     except BaseException as error:  # noqa: BLE001 -- whatever happens, this copy of the worker must end here
         os.write(2, f"the attempt could not be started: {type(error).__name__}: {error}\n".encode())

@@ -12,7 +12,7 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from trackside.errors import ConfigurationError
 
@@ -35,11 +35,9 @@ def preload() -> int:
     torch.set_num_threads(1)
     import torch._dynamo  # the first optimizer imports it: 805 modules, 1.4 to 2.2 s
 
-    import trackside_trainer.worker  # noqa: F401 -- for the forks
+    import trackside_trainer.forked  # noqa: F401 -- for the forks
 
-    state = torch.get_rng_state()
     _one_step()
-    torch.set_rng_state(state)  # an attempt starts where a fresh interpreter would
     np.random.default_rng(0)
     gc.collect()
     gc.freeze()  # the collector then leaves these pages alone, and they stay shared
@@ -52,8 +50,15 @@ def preload() -> int:
     return len(sys.modules)
 
 
-def widen_blas(threads: int) -> None:
-    """Give numpy's BLAS its threads, in a forked attempt; does nothing where it is another library."""
+def as_if_fresh(threads: int) -> None:
+    """Make a forked attempt what a fresh interpreter is: numpy's BLAS with its threads, torch with a seed of its own."""
+    torch: Any = sys.modules.get("torch")
+    if torch is not None:
+        torch.default_generator.seed()  # else every attempt forked from one parent draws the same numbers
+    _widen_blas(threads)
+
+
+def _widen_blas(threads: int) -> None:
     if threads <= 1:
         return
     lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()

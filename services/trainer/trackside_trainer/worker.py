@@ -1,20 +1,15 @@
-"""The worker of one slot: takes attempts from its RQ queue and carries them, one at a time.
+"""The RQ worker of one slot, and nothing but it: what of RQ is kept is what `rq info` shows.
 
-One loop and one thread. RQ's own loop is not used: it ends with the connection, cleans up behind other workers' backs,
-beats from a thread that outlives what it beats for, and reads jobs that anybody may have written. What is kept of it is
-what `rq info` shows, and it shows the truth: living workers, what they carry, what is over.
+RQ's own loop is not used (`work.py` has ours): it ends with the connection, cleans up behind other workers' backs,
+beats from a thread that outlives what it beats for, and reads jobs that anybody may have written. What `rq info` shows
+is the truth: living workers, what they carry, what is over.
 """
 
 from __future__ import annotations
 
-import os
 import secrets
-import select
-import signal
-import sys
-import time
 from contextlib import suppress
-from typing import Any, Final, NoReturn, cast
+from typing import Any, Final, cast
 
 import redis
 from rq import worker_registration
@@ -25,35 +20,14 @@ from rq.utils import now as rq_now
 from rq.worker import Worker
 from rq.worker.base import WorkerStatus
 
-from trackside import logs
-from trackside.bus import beats, queue
-from trackside.bus.client import ResponseError, bus_errors, connect
-from trackside.config import Settings
-from trackside.errors import DecodeError, Fenced, InvalidJob, NotFound
-from trackside.ids import parse_rq_job_id
-from trackside.models import Beat, Job, Reason, Role, Slot
-from trackside.processes import become_subreaper
-from trackside.store import Store
-from trackside_trainer import procs, slotfiles
-from trackside_trainer.attempt import AttemptRun, Phase
-from trackside_trainer.patience import Patience
+from trackside.bus import queue
+from trackside.bus.client import bus_errors
+from trackside.errors import InvalidJob
 
 _RQ_TTL_S: Final = 6  # how long `rq info` goes on listing a worker that was killed
 _EXECUTION_TTL_S: Final = 365 * 24 * 3600  # RQ must never find an attempt expired: then it would requeue or fail it
-_IDLE_WAIT_S: Final = 0.2  # of one wait for work; signals and beats are looked at in between
-_COMMAND_LIMIT_S: Final = 1.0
-_DISK_WAIT_S: Final = 1.0
-# What can be wrong with an id that stands on our queue, other than the connection.
-_REFUSED: Final = (
-    InvalidJob,
-    NotFound,
-    Fenced,
-    DecodeError,
-    ResponseError,
-    NoSuchJobError,
-    DeserializationError,
-    ValueError,
-)
+# What RQ raises for a job that is gone or no attempt.
+STRANGE: Final = (NoSuchJobError, DeserializationError)
 
 
 class SlotWorker(Worker):
@@ -74,6 +48,15 @@ class SlotWorker(Worker):
     @property
     def own_queue(self) -> queue.AttemptQueue:
         return cast(queue.AttemptQueue, self.queues[0])
+
+    def fetch(self, rq_id: str) -> queue.AttemptJob:
+        """An RQ job of this slot's queue; raises InvalidJob or one of STRANGE for what is no attempt."""
+        with bus_errors():
+            job = cast(queue.AttemptJob, queue.AttemptJob.fetch(rq_id, connection=self.connection))
+        if not queue.is_ours(job):
+            raise InvalidJob("its payload is no attempt")
+        job.origin = self.own_queue.name  # what the hash says may be a stranger's
+        return job
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
         """Write the whole record each time: whatever was expired or swept away is there again."""
@@ -97,6 +80,10 @@ class SlotWorker(Worker):
                 pipe.srem(_workers_of(self), *dead)
                 pipe.delete(*dead, *(key + b":executions" for key in dead))
                 pipe.execute()
+
+    def leave(self) -> None:
+        """Take this worker off RQ's lists."""
+        self.register_death()
 
     def get_heartbeat_ttl(self, job: RQJob, working_time: float = 0.0) -> int:
         return _EXECUTION_TTL_S
@@ -139,8 +126,12 @@ class Carried:
 
     def close(self, *, succeeded: bool, why: str) -> None:
         """Tell RQ that it is over."""
+        with suppress(*STRANGE):
+            self.open()
+            self._close(succeeded=succeeded, why=why)
+
+    def _close(self, *, succeeded: bool, why: str) -> None:
         worker, job = self._worker, self._job
-        self.open()
         assert self._execution is not None  # noqa: S101 -- `open` has just seen to it
         with bus_errors():
             job.ended_at = rq_now()
@@ -148,296 +139,6 @@ class Carried:
                 worker.handle_job_success(job, worker.own_queue, job.started_job_registry, self._execution)
             else:
                 worker.handle_job_failure(job, worker.own_queue, exc_string=why, execution=self._execution)
-                queue.drop(worker.connection, job.id, self._slot, why)  # RQ only logs it when that failed
+            # What a lost reply left behind: a second execution, or a failure that RQ only logged as not written.
+            queue.drop(worker.connection, job.id, self._slot, why)
             worker.set_state(WorkerStatus.IDLE.value)
-
-
-class Work:
-    """The loop of a slot's worker."""
-
-    def __init__(self, settings: Settings, slot: Slot, url: str) -> None:
-        self._settings, self._slot = settings, slot
-        self._client = connect(url, name=f"worker-{slot.id}", command_limit_s=_COMMAND_LIMIT_S)
-        self._store = Store(self._client, by=f"worker:{slot.id}")
-        self._rq = SlotWorker(slot.id, queue.rq_client(url, name=f"rq-{slot.id}", command_limit_s=_COMMAND_LIMIT_S))
-        self._bus = Patience()
-        self._agent = slotfiles.agent_lock(settings.home)
-        self._run: AttemptRun | None = None
-        self._begun = False
-        self._alone = False  # in RQ's lists
-        self._carried: Carried | None = None
-        self._look_for_left = True  # in the intermediate list: a worker may have died between taking and claiming
-        self._stop_asked = self._stopping = False
-        self._stop_by_s: float | None = None
-        self._agent_seen_s = time.monotonic()
-        self._next_agent_look_s = 0.0
-        self._next_beat_s = 0.0
-        self._started_at_ms = time.time_ns() // 1_000_000
-        self._log = logs.get()
-
-    def ask_to_stop(self, *_: object) -> None:
-        """The signal handler: sets a flag, the loop does the rest."""
-        self._stop_asked = True
-
-    def run(self) -> int:
-        """Work until asked to stop. In order: take nothing more, stop the attempt and report it, leave the books."""
-        self._log.info("worker_started", rq_name=self._rq.name, pid=os.getpid())
-        while not self._may_leave():
-            self._heed_signals()
-            self._beat_when_due()
-            if self._run is not None:
-                self._drive(self._run)
-            elif not self._stopping:
-                self._take()
-        self._bus.call(self._leave)
-        self._log.info("worker_stopped")
-        return 0
-
-    # -- stopping --------------------------------------------------------------------------------------------------
-
-    def _may_leave(self) -> bool:
-        if not self._stopping:
-            return False
-        if self._run is None:
-            return True
-        # The process has ended, and the server does not take the report: the next agent will make it.
-        overdue = self._stop_by_s is not None and time.monotonic() > self._stop_by_s
-        return overdue and self._run.phase is not Phase.RUNNING
-
-    def _heed_signals(self) -> None:
-        if self._stopping:
-            return
-        if not self._stop_asked and not self._abandoned():
-            return
-        self._stopping = True
-        self._stop_by_s = time.monotonic() + self._settings.stop_grace_s
-        self._next_beat_s = 0.0
-        self._log.info("worker_stopping", carries=self._run is not None)
-        if self._run is not None:
-            self._run.stop(Reason.PREEMPTED)
-
-    def _abandoned(self) -> bool:
-        """Whether no agent has been there for the grace; one that comes within it takes this worker over."""
-        now_s = time.monotonic()
-        if now_s < self._next_agent_look_s:
-            return False
-        self._next_agent_look_s = now_s + self._settings.beat_s
-        if self._agent.holder() is not None:
-            self._agent_seen_s = now_s
-        return now_s - self._agent_seen_s > self._settings.stop_grace_s
-
-    def _leave(self) -> None:
-        with bus_errors():
-            self._rq.register_death()
-        beats.retire(self._client, Role.WORKER, self._slot.id)
-
-    # -- beating ---------------------------------------------------------------------------------------------------
-
-    def _beat_when_due(self) -> None:
-        now_s = time.monotonic()
-        if now_s >= self._next_beat_s:
-            self._next_beat_s = now_s + self._settings.beat_s
-            self._bus.call(self._beat)
-
-    def _beat(self) -> None:
-        run = self._run
-        vitals: dict[str, Any] = run.vitals() if run is not None else {}
-        beat = Beat(
-            role=Role.WORKER,
-            name=self._slot.id,
-            host=self._slot.host,
-            pid=os.getpid(),
-            started_at_ms=self._started_at_ms,
-            at_ms=0,
-            slot=self._slot.id,
-            job=run.job_id if run is not None else None,
-            attempt=run.number if run is not None else None,
-            stopping=self._stopping,
-            **vitals,
-        )
-        beats.publish(self._client, beat, self._settings.beat_ttl_s)
-        with bus_errors():
-            self._rq.heartbeat()
-            if not self._alone:
-                self._rq.forget_others()
-                self._alone = True
-        if self._carried is not None:
-            self._carried.open()
-
-    # -- carrying --------------------------------------------------------------------------------------------------
-
-    def _drive(self, run: AttemptRun) -> None:
-        if not self._begun:
-            self._begun = self._bus.call(lambda: self._begin(run)) or False
-            if not self._begun and self._bus.away:
-                self._pause(self._bus.wait_s())
-            return
-        poll = select.poll()
-        if run.pidfd is not None:
-            poll.register(run.pidfd, select.POLLIN)
-        if run.phase is Phase.RUNNING or self._bus.away:
-            poll.poll(max(1, int(1000 * min(self._settings.ship_s, self._settings.beat_s))))
-        run.tick(self._bus)
-        if run.phase is Phase.DONE:
-            self._finish(run)
-
-    def _begin(self, run: AttemptRun) -> bool:
-        if self._stopping:
-            run.stop(Reason.PREEMPTED)
-        run.begin()
-        return True
-
-    def _finish(self, run: AttemptRun) -> None:
-        """Close RQ's books too; while the server is away the slot waits with it, there is no work to take anyway."""
-        carried, outcome = self._carried, run.outcome
-        if carried is not None:
-            succeeded = outcome is not None and outcome.reason is Reason.SUCCEEDED
-            why = f"{outcome.reason}: {outcome.detail}" if outcome is not None else "fenced"
-
-            def close() -> bool:
-                with suppress(NoSuchJobError, DeserializationError):
-                    carried.close(succeeded=succeeded, why=why)
-                return True
-
-            if not self._bus.call(close):
-                return
-        run.taken_path.unlink(missing_ok=True)
-        self._run = self._carried = None
-        self._next_beat_s = 0.0
-
-    # -- taking ----------------------------------------------------------------------------------------------------
-
-    def _take(self) -> None:
-        """Wait for work, no longer than until the next beat."""
-        if (wait_s := self._bus.wait_s()) > 0:
-            self._pause(wait_s)
-            return
-        if self._bus.away:
-            self._look_for_left = True  # a reply that was lost may have moved an id
-        if self._look_for_left:
-            self._look_for_left = self._bus.call(self._put_back_left) is None
-            return
-        raw = self._bus.call(self._wait_for_id)
-        if raw is None:
-            return
-        try:
-            accepted = self._bus.call(lambda: self._accept(raw))
-        except OSError as error:  # the disk does not take our note: the attempt waits in the queue meanwhile
-            self._log.error("disk_failed", why=str(error))
-            accepted = None
-            self._pause(_DISK_WAIT_S)
-        if accepted is None:
-            self._look_for_left = True
-
-    def _pause(self, seconds: float) -> None:
-        select.poll().poll(max(1, int(1000 * min(seconds, self._settings.beat_s))))
-
-    def _wait_for_id(self) -> bytes | None:
-        wait_s = max(0.01, min(_IDLE_WAIT_S, self._next_beat_s - time.monotonic()))
-        target = self._rq.own_queue
-        return cast(bytes | None, self._client.blmove(target.key, target.intermediate_queue_key, wait_s))  # type: ignore[arg-type]  # redis-py says int; the server takes fractions
-
-    def _put_back_left(self) -> bool:
-        target = self._rq.own_queue
-        for raw in cast(list[bytes], self._client.lrange(target.intermediate_queue_key, 0, -1)):
-            with self._client.pipeline() as pipe:
-                pipe.lrem(target.intermediate_queue_key, 1, cast(Any, raw))
-                pipe.lpush(target.key, raw)
-                pipe.execute()
-        return True
-
-    def _accept(self, raw: bytes) -> bool:
-        """Claim the attempt behind an RQ job id; whatever is not this slot's to run is refused before any import."""
-        rq_id = raw.decode("utf-8", "replace")
-        try:
-            rq_job, job_id, number = self._checked(rq_id)
-            job = self._claimed(job_id, number)
-        except _REFUSED as error:
-            self._refuse(rq_id, error)
-            return True
-        self._run = AttemptRun(self._settings, self._store, self._slot, job, seen_by=f"worker:{self._slot.id}")
-        self._carried, self._begun = Carried(self._rq, rq_job, self._slot.id), False
-        self._next_beat_s = 0.0
-        return True
-
-    def _checked(self, rq_id: str) -> tuple[RQJob, str, int]:
-        job_id, number = parse_rq_job_id(rq_id)
-        with bus_errors():
-            rq_job = self._rq.job_class.fetch(rq_id, connection=self._rq.connection)
-        if not queue.is_ours(rq_job):
-            raise InvalidJob("its payload is no attempt")
-        job = self._store.job(job_id)
-        if job.attempt != number or job.slot != self._slot.id:
-            raise Fenced(f"attempt {number} of {job_id!r} is not given to this slot")
-        rq_job.origin = self._rq.own_queue.name
-        return rq_job, job_id, number
-
-    def _claimed(self, job_id: str, number: int) -> Job:
-        """Say on the disk that we have it, before the store does: whoever finds us dead can then end it."""
-        home = self._settings.home
-        path = slotfiles.taken_path(home, job_id, number)
-        slotfiles.TakenAttempt(
-            slot=self._slot.id,
-            job=job_id,
-            attempt=number,
-            attempt_dir=str(home / "jobs" / job_id / "attempts" / str(number)),
-            worker_pid=os.getpid(),
-            worker_started=procs.start_time(os.getpid()) or 0,
-        ).write(path)
-        try:
-            return self._store.claim(job_id, number, worker_pid=os.getpid())
-        except Fenced:
-            path.unlink(missing_ok=True)
-            raise
-
-    def _refuse(self, rq_id: str, error: Exception) -> None:
-        self._log.warning("rq_job_refused", rq_job=rq_id[:100], why=str(error) or type(error).__name__)
-        with bus_errors():
-            queue.drop(self._rq.connection, rq_id, self._slot.id, f"refused: {error}")
-
-
-class _Forgiving:
-    """A log stream that may lose its reader: the worker outlives whoever read it."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        with suppress(OSError, ValueError):
-            return int(self._stream.write(text))
-        return len(text)
-
-    def flush(self) -> None:
-        with suppress(OSError, ValueError):
-            self._stream.flush()
-
-    def isatty(self) -> bool:
-        with suppress(OSError, ValueError):
-            return bool(self._stream.isatty())
-        return False
-
-
-def become_worker(settings: Settings, slot: Slot, url: str) -> NoReturn:
-    """The forked worker's life; never returns into the agent's code."""
-    code = 1
-    try:
-        os.setsid()  # a Ctrl-C in the terminal is the agent's to handle
-        become_subreaper()  # nothing that an attempt leaves behind may escape
-        procs.drop_descriptors()
-        for number in (signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN if number != signal.SIGCHLD else signal.SIG_DFL)
-        signal.set_wakeup_fd(-1)
-        sys.stderr = _Forgiving(sys.stderr)
-        logs.configure(settings, role="worker", slot=slot.id, host=slot.host)
-        lock = slotfiles.slot_lock(settings.home, slot.id)
-        if lock.take():
-            work = Work(settings, slot, url)
-            signal.signal(signal.SIGTERM, work.ask_to_stop)
-            signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            code = work.run()
-        else:
-            logs.get().error("slot_taken", holder=lock.holder())
-    except BaseException:  # noqa: BLE001 -- whatever happens, this copy of the agent must end here
-        logs.get().exception("worker_failed")
-    finally:
-        os._exit(code)
