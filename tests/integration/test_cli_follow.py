@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import time
 from collections.abc import Mapping
 
 import orjson
@@ -11,6 +12,7 @@ import pytest
 
 from cli_world import HOSTILE_NAME, World, terminal_output
 from trackside.bus import keys, streams
+from trackside.bus.client import connect
 from trackside.models import JobState
 from trackside.server import EmbeddedServer
 from trackside.testing import wait_until
@@ -90,6 +92,28 @@ def test_following_ends_when_the_job_has_ended_and_all_is_printed(world: World) 
     world.finish("digits-abc123", JobState.SUCCEEDED)
 
     assert _finish(process) == (0, "last words\n", "")
+
+
+def test_following_a_silent_attempt_asks_twice_a_second_at_most(world: World, bus_urls: Mapping[str, str]) -> None:
+    world.queued("quiet-1")
+    with world.client.pipeline() as pipe:
+        streams.open_attempt(pipe, "quiet-1", 1)
+        pipe.execute()
+    process = world.start("logs", "-f", "quiet-1")
+    tester = connect(bus_urls["tester"])
+
+    def reads() -> int:
+        return int(tester.info("commandstats").get("cmdstat_xread", {}).get("calls", 0))
+
+    before = reads()
+    wait_until(lambda: reads() > before, LIMIT_S, "it never read")
+    began_s, first = time.monotonic(), reads()
+    wait_until(lambda: reads() >= first + 4, LIMIT_S, "it stopped reading")
+    assert time.monotonic() - began_s > 1.0, "an entry without text woke it again and again"
+    world.store.cancel("quiet-1")
+    tester.close()
+
+    assert _finish(process) == (0, "", "")
 
 
 def test_following_outlasts_a_restart_of_the_server(own_server: EmbeddedServer) -> None:

@@ -6,7 +6,7 @@ import codecs
 import re
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
@@ -53,14 +53,17 @@ def logs(
         pieces = list(_pieces(store, found.id, cursor, attempt))
         cursor = pieces[-1][0] if pieces else cursor
         sink.write(_last_lines(b"".join(text for _, text in pieces), tail))
+    woken_by: str | None = None
     while True:
         # Asked before reading: what a job wrote is on the bus before it is called ended.
         ended = not follow or _ended(store, found.id, attempt)
-        cursor = _drain(store, found.id, cursor, attempt, sink, patient=follow)
+        reached = _drain(store, found.id, cursor, attempt, sink, patient=follow)
         if ended:
             sink.close()
             return
-        _sleep_until_output(store, found.id, cursor)
+        # An entry that holds no text (an attempt was opened) must not wake us again and again.
+        cursor = reached if reached != cursor else woken_by or cursor
+        woken_by = _sleep_until_output(store, found.id, cursor)
 
 
 def _drain(store: Store, job_id: str, cursor: str, attempt: int | None, sink: _Sink, *, patient: bool) -> str:
@@ -101,15 +104,19 @@ def _ended(store: Store, job_id: str, attempt: int | None) -> bool:
     return until_reachable(look, limit_s=_OUTAGE_LIMIT_S)
 
 
-def _sleep_until_output(store: Store, job_id: str, cursor: str) -> None:
+def _sleep_until_output(store: Store, job_id: str, cursor: str) -> str | None:
+    """Wait for the next entry of the stream; its id, None if none came."""
     from trackside.bus import keys
 
     try:
         stream = keys.output(job_id)
-        store.client.xread({stream: "0-0" if cursor == "-" else cursor}, count=1, block=int(_BLOCK_S * 1000))
+        after = "0-0" if cursor == "-" else cursor
+        answer = cast(Any, store.client.xread({stream: after}, count=1, block=int(_BLOCK_S * 1000)))
     except BusUnavailable as error:
         say(f"trackside: {error.message}; trying again")
         _until_back(store)
+        return None
+    return str(answer[0][1][0][0].decode()) if answer else None
 
 
 def _until_back(store: Store) -> None:
