@@ -146,6 +146,17 @@ def test_show_tells_attempts_checkpoints_metrics_and_the_failure(world: World) -
     }
 
 
+def test_show_has_series_that_are_logged_rarely(world: World) -> None:
+    world.running("digits-abc123")
+    for step in range(4, 40):
+        batch = Batch(steps=(step,), at_ms=(step,), series={"loss": (1.0,)})
+        streams.ship_batch(world.client, "digits-abc123", 1, step * 10, batch)
+
+    metrics = world.run("show", "digits-abc123", "--json").json["metrics"]
+    assert metrics["acc"] == {"step": 3, "value": 0.6, "attempt": 1}
+    assert metrics["loss"] == {"step": 39, "value": 1.0, "attempt": 1}
+
+
 def test_metrics_take_the_newest_attempt_of_each_step(world: World) -> None:
     world.running("digits-abc123")
     with world.client.pipeline() as pipe:

@@ -87,7 +87,10 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Run PyTorch training on the GPUs you own, and nothing gets lost."""
+    """Run PyTorch training on the GPUs you own, and nothing gets lost.
+
+    Exit codes: 0 done, 1 it failed, 2 wrong input or setting, 3 no server, 124 `wait` ran out of time, 130 Ctrl-C.
+    """
     ctx.obj = Globals(home=home)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from trackside.store import Store
 
 
+_RECENT_BATCHES: Final = 300
+
+
 def add_to(app: typer.Typer) -> None:
     """Register this command."""
     app.command()(show)
@@ -53,7 +56,7 @@ def show(
     found = find_job(store, job)
     attempts = store.attempts(found)
     row = job_row(found, live_beats(store).get(found.id), attempts[-1] if attempts else None)
-    metrics = last_metrics(store, found.id)
+    metrics = _recent_metrics(store, found.id)
     now = now_ms(store.client)
     if as_json:
         print_json(
@@ -92,6 +95,25 @@ def last_metrics(store: Store, job_id: str) -> dict[str, dict[str, Any]]:
 
     newest = streams.last_batch(store.client, job_id)
     return {} if newest is None else last_points(newest[1], newest[2])
+
+
+def _recent_metrics(store: Store, job_id: str) -> dict[str, dict[str, Any]]:
+    """The newest point of each series in the newest batches: some series are logged once an epoch only."""
+    from trackside.bus import keys, streams
+    from trackside.codec import number_or_name
+    from trackside.series import Series
+
+    newest = cast(list[Any], store.client.xrevrange(keys.metrics(job_id), count=_RECENT_BATCHES))
+    after = newest[-1][0].decode() if len(newest) == _RECENT_BATCHES else "-"
+    series = Series()
+    for _, attempt, batch in streams.batches(store.client, job_id, after=after):
+        series.add(attempt, batch)
+    found = {}
+    for name, columns in series.columns.items():
+        if len(columns):
+            value = number_or_name(columns.values[-1])
+            found[name] = {"step": columns.steps[-1], "value": value, "attempt": columns.attempts[-1]}
+    return found
 
 
 def last_points(attempt: int, batch: Batch) -> dict[str, dict[str, Any]]:
