@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from trackside.bus import beats, streams
+from trackside.bus import beats, keys, streams
 from trackside.bus.client import Client, connect, now_ms
 from trackside.codec import number_or_name
 from trackside.models import (
@@ -211,6 +211,7 @@ class Seed:
         self.checkpoint("vit-small-d4e5f6", number, 800)
         self.beats()
         self.beat(Role.WORKER, "gamma-cpu-0", "gamma", ttl_s=0.05, slot="gamma-cpu-0")
+        self.client.delete(keys.beat(Role.WORKER, "gamma-cpu-0"))  # as if its time had run out already
         sample = {"uuid": GPU, "util_pct": 93.0, "memory_used_mib": 18_240.0, "temperature_c": 67.0, "power_w": 310.0}
         streams.add_sample(self.client, "beta", {"gpus": [sample]})
 

@@ -133,6 +133,13 @@ def test_pages_live_news_and_a_lost_server(own_server: EmbeddedServer, dashboard
     seed.store.pause(JOB)
     page.get_by_text("◫ pausing").wait_for(timeout=5_000)
 
+    page.get_by_text("Metrics as CSV").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name=re.compile("^Save ")).click()
+    saved = Path(download.value.path()).read_text().splitlines()
+    assert saved[0] == "metric,attempt,step,at_ms,value"
+    assert any(line.startswith("brand_new_metric,2,1450,") for line in saved)
+
     own_server.stop()
     page.get_by_text("stale since").wait_for(timeout=10_000)
     page.get_by_role("heading", name="digits").wait_for()

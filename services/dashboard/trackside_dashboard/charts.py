@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa  # type: ignore[import-untyped]  # it ships no types
 
 from trackside_dashboard import text
 from trackside_dashboard.lines import Line, canonical, kept, taken
@@ -36,6 +37,11 @@ def points(line: Line, axis: Axis, limit: int = POINTS_SHOWN) -> pd.DataFrame:
             "attempt": shown.attempts,
         }
     )
+
+
+def arrow(line: Line, axis: Axis) -> Any:
+    """`points` as an Arrow table, so that it is converted once and not for every viewer and second."""
+    return pa.Table.from_pandas(points(line, axis), preserve_index=False)
 
 
 def odd_count(line: Line) -> int:

@@ -130,9 +130,9 @@ def draw(job: Job, view: JobView, names: list[str], axis: charts.Axis, log: bool
     with st.grid(3, min_column_width=340):
         for number, name in enumerate(names):
             line = view.lines[name]
-            version = (len(line), len(restarts), log)
-            frame = live.hub().memo(("points", job.id, name, axis), version, partial(charts.points, line, axis))
-            odd = live.hub().memo(("odd", job.id, name), len(line), partial(charts.odd_count, line))
+            version = (len(line), int(line.at_ms[-1]))
+            frame = live.hub().memo(("points", job.id, name, axis), version, partial(charts.arrow, line, axis))
+            odd = live.hub().memo(("odd", job.id, name), version, partial(charts.odd_count, line))
             with st.container(border=True, gap="xsmall", height="stretch"):
                 with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
                     st.markdown(f"**{text.md(name, 60)}**", width="content")
@@ -148,7 +148,7 @@ def draw(job: Job, view: JobView, names: list[str], axis: charts.Axis, log: bool
                     st.caption(f":red[▲ {odd} {'value is' if odd == 1 else 'values are'} no number]")
 
 
-@st.fragment(run_every=live.REFRESH_S)
+@st.fragment(run_every=2 * live.REFRESH_S)
 def details(job_id: str) -> None:
     both = found(job_id)
     if both is None:
@@ -268,22 +268,21 @@ def submitted(job: Job) -> None:
     st.dataframe(pd.DataFrame(rows), hide_index=True, placeholder="", key="submission", alt="What was submitted")
 
 
+@st.fragment
 def download(job_id: str) -> None:
-    """Outside the fragments: a button that is drawn anew each second cannot be pressed reliably."""
-
-    def rows() -> str:
+    """In two clicks: Streamlit forgets a file made on demand as soon as another fragment of the page runs."""
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if not st.button("Metrics as CSV", icon=":material/download:", type="tertiary"):
+            return
         view = live.hub().view(job_id)
-        return charts.metrics_csv(view.lines if view is not None else {})
-
-    st.download_button(
-        "Metrics as CSV",
-        rows,
-        file_name=f"{job_id}-metrics.csv",
-        mime="text/csv",
-        on_click="ignore",
-        icon=":material/download:",
-        type="tertiary",
-    )
+        rows = charts.metrics_csv(view.lines if view is not None else {})
+        st.download_button(
+            f"Save {text.size(len(rows))}",
+            rows,
+            file_name=f"{job_id}-metrics.csv",
+            mime="text/csv",
+            on_click="ignore",
+        )
 
 
 job_id = chosen()

@@ -84,7 +84,6 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         key="state",
         label_visibility="collapsed",
         bind="query-params",
-        format_func=lambda value: text.chip(JobState(value)),
     )
     st.text_input(
         "Filter",
