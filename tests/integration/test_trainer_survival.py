@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -15,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from trackside.bus import queue, streams
 from trackside.bus.acl import USERS
-from trackside.models import AttemptState, Reason
+from trackside.models import AttemptState, EventKind, Reason
 from trackside.server import EmbeddedServer, ServerBinary
 from trackside.testing import wait_until
 from trainer_harness import Trainer, kill, lives, steps_script
@@ -45,7 +47,7 @@ def server_and_trainer(binary: ServerBinary, **settings: float) -> Iterator[tupl
 
 @pytest.fixture(scope="module")
 def both(server_binary: ServerBinary) -> Iterator[tuple[EmbeddedServer, Trainer]]:
-    with server_and_trainer(server_binary) as both:
+    with server_and_trainer(server_binary, restart_intensity=50) as both:
         yield both
 
 
@@ -124,6 +126,41 @@ def test_when_agent_and_worker_are_killed_the_next_agent_reports_the_attempt(tra
 
     assert trainer.ended(job, 5).reason is Reason.KILLED
     assert [pid for pid in pids if lives(pid)] == []
+
+
+def test_a_worker_killed_at_any_moment_leaves_each_attempt_with_one_end(trainer: Trainer) -> None:
+    draw = random.Random(5)
+    for _ in range(12):
+        worker = trainer.worker_pid()
+        job = trainer.assign(steps_script(20, 0.001))
+        time.sleep(draw.uniform(0, 0.06))  # the moment is the point
+        kill(worker)
+        outcome = trainer.ended(job)
+        assert outcome.reason in (Reason.SUCCEEDED, Reason.KILLED)
+        ends = [event for _, event in streams.history(trainer.client, job.id) if event.kind is EventKind.ENDED]
+        assert len(ends) == 1
+        wait_until(lambda worker=worker: trainer.worker_pid() != worker, 10, "no new worker")  # type: ignore[misc]  # mypy cannot type it
+    assert trainer.ended(trainer.assign(steps_script(3))).reason is Reason.SUCCEEDED
+    wait_until(lambda: queue.queued(trainer.client, "box-cpu0") == [], 5, "ids are left in the queue")
+    started = "rq:wip:slot-box-cpu0"
+    wait_until(lambda: trainer.for_rq.zcard(started) == 0, 5, f"RQ lists {trainer.for_rq.zrange(started, 0, -1)!r}")
+    taken = trainer.home / "run" / "taken"
+    wait_until(lambda: not list(taken.iterdir()), 5, "notes of taken attempts are left")
+
+
+@pytest.mark.slow
+def test_a_frozen_worker_is_replaced_and_its_attempt_ended(trainer: Trainer) -> None:
+    job = trainer.assign(HIDING)
+    pids = trainer.pids_in_output(job, 2)
+    trainer.running(job, step=3)
+    worker = trainer.worker_pid()
+
+    os.kill(worker, signal.SIGSTOP)
+
+    assert trainer.ended(job, 20).reason is Reason.KILLED
+    assert [pid for pid in pids if lives(pid)] == []
+    assert not lives(worker)
+    assert trainer.ended(trainer.assign(steps_script(3))).reason is Reason.SUCCEEDED
 
 
 def test_training_goes_on_while_the_server_is_away_and_nothing_is_lost(

@@ -92,8 +92,11 @@ def test_a_lock_file_of_a_dead_process_names_nobody(tmp_path: Path) -> None:
 
 
 def test_taken_attempts_are_found_again_and_rubbish_is_passed_over(tmp_path: Path) -> None:
-    path = taken_path(tmp_path, "job-abc", 2)
+    path = taken_path(tmp_path, "job-abc", 2, 1)
     taken = TakenAttempt(slot="s", job="job-abc", attempt=2, attempt_dir="/x", worker_pid=1, worker_started=2)
     taken.write(path)
     path.with_name("rubbish.json").write_text("{")
+    cut_short = path.with_name(f".{path.name}.4194999")  # no pid is as large
+    cut_short.write_text("{")
     assert all_taken(tmp_path) == [(path, taken)]
+    assert not cut_short.exists()

@@ -43,6 +43,7 @@ _RESTART_FIRST_S: Final = 0.5
 _RESTART_MAX_S: Final = 60.0
 _LOCK_WAIT_S: Final = 3.0  # an agent that is on its way out
 _KILL_LIMIT_S: Final = 5.0
+_HUNG_MIN_S: Final = 5.0  # a worker may wait for a disk or a server for some seconds
 
 
 @dataclass(slots=True)
@@ -53,6 +54,8 @@ class WorkerHandle:
     started: int
     pidfd: int
     ours: bool
+    touched_ns: int = 0
+    looks: int = 0  # in a row that found no new sign of its loop
 
 
 @dataclass(slots=True)
@@ -129,6 +132,7 @@ class Agent:
             self._fork_missing()
             self._wait(_LOOK_S)
             self._see_deaths()
+            self._end_hung()
             self._finish_leftovers()
             self._talk()
         code = self._stop()
@@ -170,6 +174,24 @@ class Agent:
             self._plan_restart(place, status)
             self._kill_orphans()
             self._find_leftovers(death_of(status))
+
+    def _end_hung(self) -> None:
+        """Kill a worker whose loop stands still: frozen, or caught in the kernel. Its death is then handled as any.
+
+        Looks are counted, not time: an agent that was frozen itself has not looked meanwhile.
+        """
+        limit = max(_HUNG_MIN_S, self._settings.stop_grace_s) / _LOOK_S
+        for name, place in self._places.items():
+            worker = place.worker
+            if worker is None:
+                continue
+            touched_ns = slotfiles.slot_lock(self._settings.home, name).touched_ns()
+            worker.looks = worker.looks + 1 if touched_ns == worker.touched_ns else 0
+            worker.touched_ns = touched_ns
+            if worker.looks > limit:
+                self._log.error("worker_hangs", slot=name, pid=worker.pid, looks=worker.looks)
+                worker.looks = 0
+                procs.kill([worker.pid])
 
     def _plan_restart(self, place: Place, status: int | None) -> None:
         now_s = time.monotonic()

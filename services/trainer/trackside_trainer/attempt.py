@@ -132,7 +132,7 @@ class AttemptRun:
 
     @property
     def taken_path(self) -> Path:
-        return taken_path(self._settings.home, self.job_id, self.number)
+        return taken_path(self._settings.home, self.job_id, self.number, os.getpid())
 
     # -- the loop --------------------------------------------------------------------------------------------------
 

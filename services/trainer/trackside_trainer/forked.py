@@ -51,7 +51,7 @@ def become_worker(settings: Settings, slot: Slot, url: str) -> NoReturn:
         logs.configure(settings, role="worker", slot=slot.id, host=slot.host)
         lock = slotfiles.slot_lock(settings.home, slot.id)
         if lock.take():
-            work = Work(settings, slot, url)
+            work = Work(settings, slot, url, lock)
             signal.signal(signal.SIGTERM, work.ask_to_stop)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             code = work.run()

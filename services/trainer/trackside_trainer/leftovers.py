@@ -53,6 +53,8 @@ class Leftover:
 
     def kill(self) -> None:
         """End every process of the attempt; its parent's death has ended the first one already."""
+        if self.taken.pid is None:  # nothing was started, and another worker may run this very attempt by now
+            return
         marker = launch.marker(self._folders.context)
         taken = self.taken
         left = procs.kill_until_gone(
@@ -86,11 +88,10 @@ class Leftover:
 
     def _is_ours(self) -> bool:
         attempt = self._store.attempt(self.taken.job, self.taken.attempt)
-        if attempt.state is AttemptState.ASSIGNED:
-            return False  # its worker died before it had it: the next worker finds it in the queue
-        if attempt.state is AttemptState.ENDED or attempt.worker_pid != self.taken.worker_pid:
+        if attempt.state is AttemptState.ENDED:
             raise Fenced("it has ended already")
-        return True
+        # Where its worker died before it had claimed it, the next one finds it in the queue, or has it by now.
+        return attempt.state is AttemptState.RUNNING and attempt.worker_pid == self.taken.worker_pid
 
     def _discard(self) -> bool:
         from trackside.bus import queue

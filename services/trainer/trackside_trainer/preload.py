@@ -51,7 +51,7 @@ def preload() -> int:
 
 
 def as_if_fresh(threads: int) -> None:
-    """Make a forked attempt what a fresh interpreter is: numpy's BLAS with its threads, torch with a seed of its own."""
+    """Give a forked attempt what a fresh interpreter has: BLAS threads, and random numbers of its own."""
     torch: Any = sys.modules.get("torch")
     if torch is not None:
         torch.default_generator.seed()  # else every attempt forked from one parent draws the same numbers

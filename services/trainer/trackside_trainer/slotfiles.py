@@ -41,6 +41,18 @@ class ProcessLock:
         self.fd = fd
         return True
 
+    def touch(self) -> None:
+        """Show that the holder's loop goes round."""
+        if self.fd is not None:
+            os.utime(self.fd)
+
+    def touched_ns(self) -> int:
+        """When the holder last did so; only a change means anything, the clock may be set."""
+        try:
+            return self.path.stat().st_mtime_ns
+        except OSError:
+            return 0
+
     def release(self) -> None:
         """Give the lock back; the file stays."""
         if self.fd is not None:
@@ -97,14 +109,18 @@ def slot_lock(home: Path, slot_id: str) -> ProcessLock:
     return ProcessLock(home / "run" / "slots" / f"{slot_id}.lock")
 
 
-def taken_path(home: Path, job_id: str, number: int) -> Path:
-    """Where a worker writes that it has taken an attempt."""
-    return home / "run" / "taken" / f"{rq_job_id(job_id, number)}.json"
+def taken_path(home: Path, job_id: str, number: int, worker_pid: int) -> Path:
+    """Where a worker writes that it has taken an attempt; a name for each, since the next worker may take the same."""
+    return home / "run" / "taken" / f"{rq_job_id(job_id, number)}.{worker_pid}.json"
 
 
 def all_taken(home: Path) -> list[tuple[Path, TakenAttempt]]:
-    """Every attempt of this home that was taken and not reported as over."""
-    found = ((path, TakenAttempt.read(path)) for path in sorted((home / "run" / "taken").glob("*.json")))
+    """Every attempt of this home that was taken and not reported as over; clears what was cut short in the writing."""
+    folder = home / "run" / "taken"
+    for aside in folder.glob(".*.json.*"):
+        if procs.start_time(int(aside.suffix[1:])) is None:
+            aside.unlink(missing_ok=True)
+    found = ((path, TakenAttempt.read(path)) for path in sorted(folder.glob("[!.]*.json")))
     return [(path, taken) for path, taken in found if taken is not None]
 
 

@@ -34,8 +34,8 @@ _REFUSED: Final = (InvalidJob, NotFound, Fenced, DecodeError, ResponseError, Val
 class Work:
     """The loop of a slot's worker."""
 
-    def __init__(self, settings: Settings, slot: Slot, url: str) -> None:
-        self._settings, self._slot = settings, slot
+    def __init__(self, settings: Settings, slot: Slot, url: str, lock: slotfiles.ProcessLock) -> None:
+        self._settings, self._slot, self._lock = settings, slot, lock
         self._client = connect(url, name=f"worker-{slot.id}", command_limit_s=_COMMAND_LIMIT_S)
         self._store = Store(self._client, by=f"worker:{slot.id}")
         self._rq = SlotWorker(slot.id, queue.rq_client(url, name=f"rq-{slot.id}", command_limit_s=_COMMAND_LIMIT_S))
@@ -116,6 +116,7 @@ class Work:
         now_s = time.monotonic()
         if now_s >= self._next_beat_s:
             self._next_beat_s = now_s + self._settings.beat_s
+            self._lock.touch()
             self._bus.call(self._beat)
 
     def _beat(self) -> None:
@@ -249,7 +250,7 @@ class Work:
     def _claimed(self, job_id: str, number: int) -> Job:
         """Say on the disk that we have it, before the store does: whoever finds us dead can then end it."""
         home = self._settings.home
-        path = slotfiles.taken_path(home, job_id, number)
+        path = slotfiles.taken_path(home, job_id, number, os.getpid())
         slotfiles.TakenAttempt(
             slot=self._slot.id,
             job=job_id,
