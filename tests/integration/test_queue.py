@@ -52,8 +52,8 @@ def test_an_assigned_attempt_waits_on_its_slots_queue(client: Client, for_rq: re
 
 def test_a_transaction_that_loses_leaves_nothing_in_rq(client: Client, for_rq: redis.Redis) -> None:
     with client.pipeline() as pipe:
-        pipe.watch(keys.META)
-        client.hset(keys.META, "other", "writer")
+        pipe.watch(keys.LEADER)
+        client.hset(keys.LEADER, "other", "writer")
         pipe.multi()
         queue.push(pipe, for_rq, "digits-abc123", 1, SLOT.id)
         with pytest.raises(redis.WatchError):
