@@ -17,10 +17,10 @@ from trackside.bus.client import connect
 from trackside.errors import NotFound
 from trackside.ids import new_job_id
 from trackside.models import Attempt, AttemptState, Beat, Job, JobSpec, Outcome, Program, Slot
+from trackside.processes import look
 from trackside.snapshots import pack
 from trackside.store import Store
 from trackside.testing import wait_until
-from trackside_trainer.procs import look
 
 START_LIMIT_S = 40.0  # importing torch on a busy machine
 STEPS = """

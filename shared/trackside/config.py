@@ -7,6 +7,8 @@ and names the variable. `TRACKSIDE_PROFILE=test` divides the times by ten; a tim
 from __future__ import annotations
 
 import os
+import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any, Final, get_type_hints
 from trackside.errors import ConfigurationError
 
 PREFIX: Final = "TRACKSIDE_"
+HOST_CHARS: Final = 48  # a slot id is the host and a few more characters
 _TEST_PROFILE_DIVISOR: Final = 10.0
 
 
@@ -61,6 +64,18 @@ class Settings:
     dashboard_host: str = "127.0.0.1"
     dashboard_port: int = 8321
     dashboard_public: bool = False  # may listen where others reach it: it has no login, so put one in front
+
+    @property
+    def host_name(self) -> str:
+        """This host's name on the bus: a-z, 0-9 and '-'; raises ConfigurationError if none is left."""
+        raw = self.host or socket.gethostname().partition(".")[0]
+        plain = re.sub(r"[^a-z0-9]+", "-", raw.lower()).strip("-")[:HOST_CHARS].strip("-")
+        if not plain:
+            raise ConfigurationError(
+                f"no host name can be made of {raw!r}: set TRACKSIDE_HOST to letters and digits",
+                setting="TRACKSIDE_HOST",
+            )
+        return plain
 
     @property
     def scale(self) -> float:

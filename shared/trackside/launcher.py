@@ -30,7 +30,7 @@ from trackside.config import PREFIX, Settings
 from trackside.errors import BusError, ServerError, TracksideError
 from trackside.homelock import HomeLock
 from trackside.models import Beat, Role
-from trackside.processes import become_subreaper, descendants, die_with_parent, signal_all
+from trackside.processes import become_subreaper, descendants, die_with_parent, kill
 from trackside.secretfiles import write_private
 from trackside.server import EmbeddedServer, url_for
 
@@ -88,7 +88,7 @@ class Launcher:
     def __init__(self, settings: Settings, *, slots: str, dashboard: bool) -> None:
         self._settings = settings
         self._home = settings.home.absolute()
-        self._host = settings.host or socket.gethostname()
+        self._host = settings.host_name
         self._lock = HomeLock(self._home)
         self._server: EmbeddedServer | None = None
         self._slots = slots
@@ -273,7 +273,7 @@ class Launcher:
             self._client.close()
         if self._server is not None:
             self._server.stop()
-        signal_all(descendants(os.getpid()), signal.SIGKILL)
+        kill(descendants(os.getpid()))
         _reap()
         (self._home / "run" / "up.json").unlink(missing_ok=True)
 
@@ -336,7 +336,7 @@ def _end(service: Service, *, hurry: Callable[[], bool]) -> None:
     while service.process.poll() is None and time.monotonic() < deadline and not hurry():
         select.select([service.pidfd], [], [], 0.1)
     if service.process.poll() is None:
-        signal_all([*descendants(service.process.pid), service.process.pid], signal.SIGKILL)
+        kill([*descendants(service.process.pid), service.process.pid])
         service.process.wait()
     service.ended()
 

@@ -20,7 +20,6 @@ import pytest
 from cli_world import World, start
 from trackside.bus import beats
 from trackside.bus.client import connect, service_url
-from trackside.cli.observe import same_host
 from trackside.models import Beat, Role
 from trackside.server import EmbeddedServer, url_for
 from trackside.testing import wait_until
@@ -97,12 +96,6 @@ def test_health_of_the_dashboard_asks_the_port_that_up_chose(fresh_home: Path, w
     (fresh_home / "run" / "up.json").write_text(json.dumps(facts))
 
     World(home=fresh_home, client=world.client, store=world.store).run("health", "dashboard")
-
-
-def test_a_short_and_a_full_host_name_are_one_host() -> None:
-    assert same_host("Box.example.org", "box")
-    assert same_host("my_box", "my-box")
-    assert not same_host("box1", "box2")
 
 
 def test_info_is_rqs_own_view_without_the_password(world: World) -> None:

@@ -46,3 +46,10 @@ def test_the_test_profile_divides_times_by_ten_but_not_one_that_was_set() -> Non
 def test_a_wrong_value_stops_the_start_and_is_named(name: str, value: str) -> None:
     with pytest.raises(ConfigurationError, match=name):
         Settings.from_environ({"HOME": "/h", name: value})
+
+
+def test_a_host_name_is_made_plain_and_the_setting_wins() -> None:
+    assert Settings.from_environ({"HOME": "/h", "TRACKSIDE_HOST": "My.Lab_Box 1"}).host_name == "my-lab-box-1"
+    assert Settings.from_environ({"HOME": "/h"}).host_name
+    with pytest.raises(ConfigurationError, match="TRACKSIDE_HOST"):
+        _ = Settings.from_environ({"HOME": "/h", "TRACKSIDE_HOST": "___"}).host_name

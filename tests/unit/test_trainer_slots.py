@@ -10,7 +10,7 @@ import pytest
 from trackside.errors import ConfigurationError
 from trackside.models import Slot
 from trackside_trainer.slotfiles import ProcessLock, TakenAttempt, all_taken, storage_id, taken_path
-from trackside_trainer.slots import host_name, parse
+from trackside_trainer.slots import parse
 
 GPUS: list[dict[str, Any]] = [
     {"uuid": "GPU-aaaa", "name": "NVIDIA H100", "memory_total_mib": 81559},
@@ -59,13 +59,6 @@ def test_gpus_that_are_not_there_are_refused(text: str) -> None:
 def test_more_gpus_than_there_are_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"has 2 GPU\(s\)"):
         slots("gpu:3", GPUS)
-
-
-def test_a_host_name_is_made_plain_and_the_setting_wins() -> None:
-    assert host_name("My.Lab_Box 1") == "my-lab-box-1"
-    assert host_name(None)
-    with pytest.raises(ConfigurationError):
-        host_name("___")
 
 
 def test_a_data_folder_keeps_its_identity(tmp_path: Path) -> None:

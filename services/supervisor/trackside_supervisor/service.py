@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from dataclasses import replace
 from types import FrameType
@@ -37,7 +36,7 @@ class Supervisor:
         self._settings = settings
         self._client = client
         self._clock = clock or SystemClock()
-        self._host = settings.host or socket.gethostname()
+        self._host = settings.host_name
         self._name = f"{self._host}-{os.getpid()}"
         self.lease = Lease(client, self._name, settings.lease_ttl_s)
         self._store = Store(client, by=f"{Role.SUPERVISOR}:{self._name}", lease=self.lease)

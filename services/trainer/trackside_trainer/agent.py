@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from trackside import logs
+from trackside import logs, processes
 from trackside.bus import beats, streams
 from trackside.bus.client import Client, connect, service_url
 from trackside.config import Settings
@@ -31,11 +31,11 @@ from trackside.models import Beat, Role, Slot
 from trackside.processes import become_subreaper
 from trackside.retry import backoff_s
 from trackside.store import Store
-from trackside_trainer import procs, slotfiles
+from trackside_trainer import slotfiles
 from trackside_trainer.leftovers import Leftover, death_of
 from trackside_trainer.patience import Patience
 from trackside_trainer.samples import GpuSampler, HostSampler, find_gpus
-from trackside_trainer.slots import host_name, parse
+from trackside_trainer.slots import parse
 
 _LOOK_S: Final = 0.1  # the longest sleep; deaths wake the agent at once
 _COMMAND_LIMIT_S: Final = 1.0
@@ -117,7 +117,7 @@ class Agent:
     def _find_leftovers(self, death: str) -> None:
         known = {leftover.path for leftover in self._leftovers}
         for path, taken in slotfiles.all_taken(self._settings.home):
-            if path in known or procs.alive(taken.worker_pid, taken.worker_started):
+            if path in known or processes.alive(taken.worker_pid, taken.worker_started):
                 continue
             by = f"agent:{self._host}"
             leftover = Leftover(self._settings, self._store, self._url, self._storage, path, taken, death, by)
@@ -162,7 +162,7 @@ class Agent:
                 become_worker(self._settings, slot, self._url)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
-        return WorkerHandle(pid=pid, started=procs.start_time(pid) or 0, pidfd=os.pidfd_open(pid), ours=True)
+        return WorkerHandle(pid=pid, started=processes.start_time(pid) or 0, pidfd=os.pidfd_open(pid), ours=True)
 
     def _see_deaths(self) -> None:
         dead = [place for place in self._places.values() if place.worker is not None and _is_over(place.worker)]
@@ -191,7 +191,7 @@ class Agent:
             if worker.looks > limit:
                 self._log.error("worker_hangs", slot=name, pid=worker.pid, looks=worker.looks)
                 worker.looks = 0
-                procs.kill([worker.pid])
+                processes.kill([worker.pid])
 
     def _plan_restart(self, place: Place, status: int | None) -> None:
         now_s = time.monotonic()
@@ -214,11 +214,11 @@ class Agent:
         known |= {self._gpus.pid} if self._gpus is not None and self._gpus.pid else set()
 
         def orphans() -> list[int]:
-            procs.reap_orphans(known)
-            top = [pid for pid in procs.children(os.getpid()) if pid not in known]
-            return [*top, *(below for pid in top for below in procs.descendants(pid))]
+            processes.reap_orphans(known)
+            top = [pid for pid in processes.children(os.getpid()) if pid not in known]
+            return [*top, *(below for pid in top for below in processes.descendants(pid))]
 
-        left = procs.kill_until_gone(orphans, limit_s=_KILL_LIMIT_S)
+        left = processes.kill_until_gone(orphans, limit_s=_KILL_LIMIT_S)
         if left:
             self._log.error("processes_stuck", pids=left)
 
@@ -293,7 +293,7 @@ class Agent:
         # A worker gives its attempt the grace, and needs a moment more to report the end.
         deadline_s = time.monotonic() + self._settings.stop_grace_s + 2 * _COMMAND_LIMIT_S
         self._until(lambda: not self._worker_pids(), deadline_s)
-        procs.kill(self._worker_pids().values())
+        processes.kill(self._worker_pids().values())
         self._until(lambda: not self._worker_pids(), time.monotonic() + _KILL_LIMIT_S)
         self._until(lambda: not self._leftovers, time.monotonic() + 2 * _COMMAND_LIMIT_S)
         if self._gpus is not None:
@@ -355,7 +355,7 @@ def _only_agent(settings: Settings) -> slotfiles.ProcessLock:
 def main(settings: Settings, *, slots: str = "auto") -> int:
     """Run the trainer service until SIGTERM or SIGINT; the exit code."""
     settings = replace(settings, home=settings.home.absolute())
-    host = host_name(settings.host)
+    host = settings.host_name
     logs.configure(settings, role="agent", host=host)
     url = service_url(settings)
     lock = _only_agent(settings)

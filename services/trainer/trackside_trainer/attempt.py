@@ -20,14 +20,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-from trackside import logs
+from trackside import logs, processes
 from trackside.config import Settings
 from trackside.errors import Fenced, InvalidJob, NotFound
 from trackside.models import ACTIVE, EventKind, Failure, Job, JobState, Outcome, Reason, Slot
 from trackside.sdk.page import Command, ControlPage
 from trackside.store import Store
 from trackside_trainer import folders as folders_
-from trackside_trainer import launch, procs
+from trackside_trainer import launch
 from trackside_trainer.ending import Exit, judge
 from trackside_trainer.patience import Patience
 from trackside_trainer.shipping import JournalTail, OutputTail, end_record, ship_for
@@ -81,7 +81,7 @@ class AttemptRun:
         self._started_s = time.monotonic()
         self._ended_s: float | None = None
         self._status: int | None = None
-        self._oom_kills = procs.out_of_memory_kills()
+        self._oom_kills = processes.out_of_memory_kills()
         self._pace: deque[tuple[float, int]] = deque()
         self._usage: tuple[float, float] | None = None  # monotonic time and processor seconds at the last look
         self._journal = JournalTail(store, job.id, job.attempt, self._folders.journal, slot.storage)
@@ -221,7 +221,7 @@ class AttemptRun:
         if self.pid is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
-        procs.kill(procs.descendants(os.getpid()))
+        processes.kill(processes.descendants(os.getpid()))
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
@@ -238,8 +238,8 @@ class AttemptRun:
         _, self._status = os.waitpid(self.pid, 0)
         os.close(self.pidfd or -1)
         self.pidfd = None
-        left = procs.kill_until_gone(lambda: procs.descendants(os.getpid()), limit_s=_KILL_LIMIT_S)
-        procs.reap()
+        left = processes.kill_until_gone(lambda: processes.descendants(os.getpid()), limit_s=_KILL_LIMIT_S)
+        processes.reap()
         if left:
             self._log.error("processes_stuck", pids=left)
         self.phase = Phase.DRAINING
@@ -251,7 +251,7 @@ class AttemptRun:
         self._log.info("attempt_ended", reason=outcome.reason.value, detail=outcome.detail, step=outcome.last_step)
 
     def _judge(self) -> Outcome:
-        kills = procs.out_of_memory_kills()
+        kills = processes.out_of_memory_kills()
         seen = Exit(
             status=self._status,
             asked=self._asked,
@@ -278,7 +278,7 @@ class AttemptRun:
             attempt=self.number,
             attempt_dir=str(self._folders.root),
             worker_pid=os.getpid(),
-            worker_started=procs.start_time(os.getpid()) or 0,
+            worker_started=processes.start_time(os.getpid()) or 0,
             pid=pid,
             pid_started=pid_started,
         )
@@ -311,7 +311,7 @@ class AttemptRun:
         if self.phase is not Phase.RUNNING:
             return None, None
         now_s = time.monotonic()
-        used_s, rss_mib = procs.usage(procs.descendants(os.getpid()))
+        used_s, rss_mib = processes.usage(processes.descendants(os.getpid()))
         before, self._usage = self._usage, (now_s, used_s)
         if before is None or now_s <= before[0]:
             return None, round(rss_mib, 1)

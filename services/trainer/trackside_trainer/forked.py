@@ -8,11 +8,11 @@ import sys
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from trackside import logs
+from trackside import logs, processes
 from trackside.config import Settings
 from trackside.models import Slot
 from trackside.processes import become_subreaper
-from trackside_trainer import procs, slotfiles
+from trackside_trainer import slotfiles
 from trackside_trainer.work import Work
 
 
@@ -43,7 +43,7 @@ def become_worker(settings: Settings, slot: Slot, url: str) -> NoReturn:
     try:
         os.setsid()  # a Ctrl-C in the terminal is the agent's to handle
         become_subreaper()  # nothing that an attempt leaves behind may escape
-        procs.drop_descriptors()
+        processes.drop_descriptors()
         for number in (signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN if number != signal.SIGCHLD else signal.SIG_DFL)
         signal.set_wakeup_fd(-1)

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 import trackside
+from trackside import processes
 from trackside._version import __version__
 from trackside.errors import InvalidJob
 from trackside.processes import die_with_parent
 from trackside.sdk.context import ENVIRONMENT, AttemptContext
-from trackside_trainer import procs
 from trackside_trainer.preload import as_if_fresh
 
 # What is ours to know: addresses and passwords of the bus above all.
@@ -76,7 +76,7 @@ def start(context: AttemptContext, context_path: Path, *, output: Path, python: 
             _become_attempt(parent, env, context_path, output, python, context.threads)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
-    return Started(pid=pid, started=procs.start_time(pid) or 0, pidfd=os.pidfd_open(pid))
+    return Started(pid=pid, started=processes.start_time(pid) or 0, pidfd=os.pidfd_open(pid))
 
 
 def _become_attempt(
@@ -91,7 +91,7 @@ def _become_attempt(
             signal.signal(number, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
         _take_streams(output)
-        procs.drop_descriptors()
+        processes.drop_descriptors()
         os.environ.clear()
         os.environ.update(env)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 from typing import Final
 
-from trackside import logs
+from trackside import logs, processes
 from trackside.config import Settings
 from trackside.errors import ConfigurationError, Fenced, NotFound
 from trackside.models import AttemptState, Outcome, Reason
 from trackside.sdk.page import ControlPage
 from trackside.store import Store
-from trackside_trainer import launch, procs
+from trackside_trainer import launch
 from trackside_trainer.ending import Exit, judge
 from trackside_trainer.folders import Folders
 from trackside_trainer.patience import Patience
@@ -57,8 +57,8 @@ class Leftover:
             return
         marker = launch.marker(self._folders.context)
         taken = self.taken
-        left = procs.kill_until_gone(
-            lambda: procs.of_attempt(taken.pid, taken.pid_started, marker), limit_s=_KILL_LIMIT_S
+        left = processes.kill_until_gone(
+            lambda: processes.of_attempt(taken.pid, taken.pid_started, marker), limit_s=_KILL_LIMIT_S
         )
         if left:
             self._log.error("processes_stuck", pids=left)

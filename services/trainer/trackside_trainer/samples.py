@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+from trackside import processes
 from trackside.processes import die_with_parent
 from trackside.retry import backoff_s
-from trackside_trainer import procs
 
 _MODULE: Final = "trackside_trainer.gpus"
 _DISCOVERY_LIMIT_S: Final = 30.0  # a driver that has to wake its devices takes seconds
@@ -111,8 +111,8 @@ class HostSampler:
         now_s = time.monotonic()
         attempts: dict[str, Any] = {}
         for slot, pid in workers.items():
-            below = procs.descendants(pid)
-            used_s, rss_mib = procs.usage(below)
+            below = processes.descendants(pid)
+            used_s, rss_mib = processes.usage(below)
             before = self._used.get(pid)
             self._used[pid] = (now_s, used_s)
             if below:

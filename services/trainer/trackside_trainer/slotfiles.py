@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+from trackside import processes
 from trackside.ids import rq_job_id
-from trackside_trainer import procs
 
 
 class ProcessLock:
@@ -37,7 +37,7 @@ class ProcessLock:
             os.close(fd)
             return False
         os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()} {procs.start_time(os.getpid())}\n".encode(), 0)
+        os.pwrite(fd, f"{os.getpid()} {processes.start_time(os.getpid())}\n".encode(), 0)
         self.fd = fd
         return True
 
@@ -66,7 +66,7 @@ class ProcessLock:
             pid, started = map(int, self.path.read_text().split())
         except (OSError, ValueError):
             return None
-        return (pid, started) if procs.alive(pid, started) else None
+        return (pid, started) if processes.alive(pid, started) else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +118,7 @@ def all_taken(home: Path) -> list[tuple[Path, TakenAttempt]]:
     """Every attempt of this home that was taken and not reported as over; clears what was cut short in the writing."""
     folder = home / "run" / "taken"
     for aside in folder.glob(".*.json.*"):
-        if procs.start_time(int(aside.suffix[1:])) is None:
+        if processes.start_time(int(aside.suffix[1:])) is None:
             aside.unlink(missing_ok=True)
     found = ((path, TakenAttempt.read(path)) for path in sorted(folder.glob("[!.]*.json")))
     return [(path, taken) for path, taken in found if taken is not None]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -13,20 +11,8 @@ from trackside.models import Slot
 
 _AUTO_CPU_SLOTS: Final = 2  # a laptop goes on being one
 _MAX_CPU_SLOTS: Final = 256
-_HOST_CHARS: Final = 48
 
 Gpus = Sequence[Mapping[str, Any]]
-
-
-def host_name(setting: str | None) -> str:
-    """This host's name on the bus: lower-case letters, digits and '-'."""
-    raw = setting or socket.gethostname().partition(".")[0]
-    plain = re.sub(r"[^a-z0-9]+", "-", raw.lower()).strip("-")[:_HOST_CHARS].strip("-")
-    if not plain:
-        raise ConfigurationError(
-            f"no host name can be made of {raw!r}: set TRACKSIDE_HOST to letters and digits", setting="TRACKSIDE_HOST"
-        )
-    return plain
 
 
 def parse(text: str, *, host: str, storage: str, find_gpus: Callable[[], Gpus], cores: int | None = None) -> list[Slot]:

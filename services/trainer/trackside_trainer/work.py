@@ -11,7 +11,7 @@ import select
 import time
 from typing import Any, Final, cast
 
-from trackside import logs
+from trackside import logs, processes
 from trackside.bus import beats, queue
 from trackside.bus.client import ResponseError, bus_errors, connect
 from trackside.config import Settings
@@ -19,7 +19,7 @@ from trackside.errors import DecodeError, Fenced, InvalidJob, NotFound
 from trackside.ids import parse_rq_job_id
 from trackside.models import Beat, Job, Reason, Role, Slot
 from trackside.store import Store
-from trackside_trainer import procs, slotfiles
+from trackside_trainer import slotfiles
 from trackside_trainer.attempt import AttemptRun, Phase
 from trackside_trainer.patience import Patience
 from trackside_trainer.worker import STRANGE, Carried, SlotWorker
@@ -257,7 +257,7 @@ class Work:
             attempt=number,
             attempt_dir=str(home / "jobs" / job_id / "attempts" / str(number)),
             worker_pid=os.getpid(),
-            worker_started=procs.start_time(os.getpid()) or 0,
+            worker_started=processes.start_time(os.getpid()) or 0,
         ).write(path)
         try:
             return self._store.claim(job_id, number, worker_pid=os.getpid())

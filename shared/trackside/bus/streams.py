@@ -119,9 +119,12 @@ def append_event(pipe: Pipeline, event: Event) -> None:
 
 
 def history(client: Client, job_id: str, *, after: str = "-") -> Iterator[tuple[str, Event]]:
-    """A job's events, oldest first."""
+    """A job's events, oldest first; one that cannot be read is left out."""
     for entry, fields in _entries(client, keys.history(job_id), after, 500):
-        yield entry, decode(Event, fields[_DATA])
+        try:
+            yield entry, decode(Event, fields[_DATA])
+        except (DecodeError, KeyError):
+            continue
 
 
 def newest_event_id(client: Client) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -73,24 +72,13 @@ def process_rows(store: Store) -> tuple[int, list[dict[str, Any]]]:
     found = beats.read(store.client)
     now = now_ms(store.client)
     rows = []
-    known = [(beat.host, beat.pid) for beat in found.values() if beat is not None]
+    known = {(beat.host, beat.pid) for beat in found.values() if beat is not None}
     for member, beat in found.items():
         rows.append(_silent(member) if beat is None else _process(beat, now))
         for name, pid in {} if beat is None else beat.children.items():
-            if beat is not None and not any(pid == other and same_host(beat.host, host) for host, other in known):
+            if beat is not None and (beat.host, pid) not in known:
                 rows.append({**_silent(f"{name}:"), "pid": pid, "host": beat.host, "status": "ok"})
     return now, sorted(rows, key=lambda row: (str(row["host"]), _ORDER.get(row["role"], 9), row["name"] or ""))
-
-
-def same_host(one: str, other: str) -> bool:
-    """Whether two host names mean one machine: some services use the full name, some a short plain form of it."""
-    return not _host_forms(one).isdisjoint(_host_forms(other))
-
-
-def _host_forms(name: str) -> set[str]:
-    return {
-        re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48].strip("-") for text in (name, name.partition(".")[0])
-    }
 
 
 _ORDER = {"launcher": 0, "redis": 1, "supervisor": 2, "dashboard": 3, "agent": 4, "trainer": 4, "worker": 5}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import socket
 from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -155,7 +154,6 @@ def health(
 
 def _bus_problem(settings: Settings, role: ServiceRole) -> str | None:
     from trackside.bus import beats
-    from trackside.cli.observe import same_host
     from trackside.models import Role
 
     try:
@@ -164,11 +162,11 @@ def _bus_problem(settings: Settings, role: ServiceRole) -> str | None:
             client.ping()
             return None
         wanted = Role.AGENT if role is ServiceRole.TRAINER else Role.SUPERVISOR
-        host = settings.host or socket.gethostname()
+        host = settings.host_name
         found = beats.read(client)
     except (BusError, ConfigurationError) as error:
         return error.message
-    if any(beat is not None and beat.role is wanted and same_host(beat.host, host) for beat in found.values()):
+    if any(beat is not None and beat.role is wanted and beat.host == host for beat in found.values()):
         return None
     return f"no beat from {host} within the last {settings.beat_ttl_s:g} s; look at its log"
 
