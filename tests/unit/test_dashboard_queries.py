@@ -146,3 +146,15 @@ def test_silent_processes_come_first() -> None:
     rows = queries.process_rows(known, NOW)
     assert [row["name"] for row in rows] == ["s-0", "h"]
     assert rows[0]["beat"] == "none for 3 s"
+
+
+def test_what_a_beat_does_not_say_the_hosts_sample_may() -> None:
+    quiet = replace(BEAT, cpu_pct=None)
+    sample = {"attempts": {"s-0": {"cpu_pct": 77.5, "rss_mib": 300}}, "gpus": "damaged"}
+    tile = queries.tiles(snapshot(JOB, beat=quiet, samples={"h": sample}), NOW)[0]
+    assert (tile.load_pct, tile.memory_mib) == (77.5, 300.0)
+    gpu = replace(SLOT, kind="gpu", gpu_uuid="GPU-1")
+    measured = {"gpus": [{"uuid": "GPU-1", "util_pct": 91, "memory_used_mib": 512, "temperature_c": None}]}
+    tile = queries.tiles(snapshot(JOB, beat=quiet, slot=gpu, samples={"h": measured}), NOW)[0]
+    assert (tile.load_pct, tile.memory_mib, tile.temperature_c) == (91.0, 512.0, None)
+    assert queries.tiles(snapshot(JOB, beat=quiet), NOW)[0].load_pct is None

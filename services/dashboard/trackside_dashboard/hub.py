@@ -23,6 +23,7 @@ from trackside.errors import BusError, ConfigurationError
 from trackside.models import Beat, Event, Job, JobState, Role, Slot
 from trackside.retry import backoff_s
 from trackside.store import Store
+from trackside_dashboard import measures
 from trackside_dashboard.snapshot import Health, JobView, Latest, Snapshot, Trace
 from trackside_dashboard.watched import Series, Watched, finite
 
@@ -272,8 +273,8 @@ class Hub:
             beat = self._beats.get(keys.deadline_member(Role.WORKER, slot.id))
             trace = self._traces.setdefault(slot.id, deque(maxlen=TRACE_KEPT))
             if beat is not None and (not trace or trace[-1][0] != beat.at_ms):
-                load = beat.gpu_util_pct if slot.kind == "gpu" else beat.cpu_pct
-                trace.append((beat.at_ms, finite(load), finite(beat.steps_per_s)))
+                load_pct = measures.use(slot, beat, self._samples.get(slot.host, {})).load_pct
+                trace.append((beat.at_ms, load_pct, finite(beat.steps_per_s)))
         for gone in self._traces.keys() - {slot.id for slot in self._slots}:
             del self._traces[gone]
 

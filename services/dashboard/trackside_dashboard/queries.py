@@ -6,11 +6,11 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from trackside.bus import keys
 from trackside.models import ACTIVE, Attempt, Beat, Event, EventKind, Job, JobState, Role, Slot
-from trackside_dashboard import text
+from trackside_dashboard import measures, text
 from trackside_dashboard.snapshot import JobView, Latest, Snapshot, Trace
 
 SlotState = Literal["idle", "busy", "silent", "cordoned", "stopping"]
@@ -147,9 +147,7 @@ def _tile(snapshot: Snapshot, slot: Slot, now_ms: int) -> Tile:
     if job is None:  # given to this slot, not heard of by its worker
         job = next((j for j in snapshot.jobs.values() if j.slot == slot.id), None)
     deadline = snapshot.deadlines_ms.get(keys.deadline_member(Role.WORKER, slot.id))
-    gpu = _gpu(snapshot.samples.get(slot.host, {}), slot.gpu_uuid)
-    load = _first(beat.gpu_util_pct if beat else None, gpu.get("util_pct")) if slot.kind == "gpu" else None
-    memory = _first(beat.gpu_memory_mib if beat else None, gpu.get("memory_used_mib")) if slot.kind == "gpu" else None
+    used = measures.use(slot, beat, snapshot.samples.get(slot.host, {}))
     return Tile(
         slot=slot,
         state=slot_state(slot, beat),
@@ -158,25 +156,11 @@ def _tile(snapshot: Snapshot, slot: Slot, now_ms: int) -> Tile:
         progress=progress(snapshot, job) if job is not None else Progress(),
         beat_age_s=max(0, now_ms - beat.at_ms) / 1000 if beat is not None else None,
         silent_s=max(0, now_ms - deadline) / 1000 if beat is None and deadline is not None else None,
-        load_pct=load if slot.kind == "gpu" else (beat.cpu_pct if beat is not None else None),
-        memory_mib=memory if slot.kind == "gpu" else (beat.rss_mib if beat is not None else None),
-        temperature_c=_first(gpu.get("temperature_c")),
+        load_pct=used.load_pct,
+        memory_mib=used.memory_mib,
+        temperature_c=used.temperature_c,
         trace=snapshot.traces.get(slot.id, Trace()),
     )
-
-
-def _gpu(sample: Mapping[str, Any], uuid: str | None) -> Mapping[str, Any]:
-    gpus = sample.get("gpus")
-    if uuid is None or not isinstance(gpus, list):
-        return {}
-    return next((gpu for gpu in gpus if isinstance(gpu, dict) and gpu.get("uuid") == uuid), {})
-
-
-def _first(*values: object) -> float | None:
-    for value in values:
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-    return None
 
 
 def why(job: Job, now_ms: int) -> str:
