@@ -1,0 +1,203 @@
+"""The oracle finds each broken promise when it is planted, and nothing in a history that is in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from trackside.models import (
+    Attempt,
+    AttemptState,
+    Batch,
+    CheckpointRef,
+    Event,
+    EventKind,
+    Job,
+    JobSpec,
+    JobState,
+    Outcome,
+    Program,
+    Reason,
+)
+from trackside.oracle import Entry, Expected, History, JobHistory, Proof, Sample, check, measure
+
+JOB = "train-1"
+Q, R, W, S = JobState.QUEUED, JobState.RUNNING, JobState.WAITING, JobState.SUCCEEDED
+SERIES: dict[str, dict[int, float | str]] = {"loss": {1: 0.5, 2: 0.4, 3: 0.3, 4: 0.2}}
+
+
+def event(kind: EventKind, at_ms: int, attempt: int | None = None, **fields: object) -> Event:
+    return Event(kind=kind, at_ms=at_ms, job=JOB, attempt=attempt, **fields)  # type: ignore[arg-type]  # test data
+
+
+def attempt(number: int, reason: Reason, last_step: int, resumed_step: int | None = None) -> Attempt:
+    outcome = Outcome(reason=reason, last_step=last_step)
+    return Attempt(
+        job=JOB, number=number, state=AttemptState.ENDED, slot="s", host="h", assigned_at_ms=0, outcome=outcome,
+        resumed_step=resumed_step,
+    )  # fmt: skip
+
+
+def entry(number: int, sequence: int, steps: tuple[int, ...] = (), summary: dict[str, str] | None = None) -> Entry:
+    if not sequence:
+        return Entry(attempt=number, sequence=0)
+    values = tuple(SERIES["loss"][step] for step in steps)
+    at_ms = tuple(1000 * number + step for step in steps)
+    batch = Batch(steps=steps, at_ms=at_ms, series={"loss": values}, summary=summary or {})
+    return Entry(attempt=number, sequence=sequence, batch=batch)
+
+
+EVENTS = (
+    event(EventKind.SUBMITTED, 1000, new=Q),
+    event(EventKind.ASSIGNED, 1000, 1, data={"slot": "s"}),
+    event(EventKind.STARTED, 1000, 1),
+    event(EventKind.TRANSITION, 1000, 1, old=Q, new=R),
+    event(EventKind.CHECKPOINT, 1003, 1, data={"name": "step-2"}),
+    event(EventKind.ENDED, 1010, 1, cause="killed"),
+    event(EventKind.TRANSITION, 1010, 1, old=R, new=W, data={"wait_s": 0.5, "barren": 0}),
+    event(EventKind.TRANSITION, 1510, 1, old=W, new=Q),
+    event(EventKind.ASSIGNED, 1510, 2, data={"slot": "s"}),
+    event(EventKind.STARTED, 1511, 2),
+    event(EventKind.TRANSITION, 1511, 2, old=Q, new=R),
+    event(EventKind.ENDED, 2010, 2, cause="succeeded"),
+    event(EventKind.TRANSITION, 2010, 2, old=R, new=S),
+)
+REF = CheckpointRef(name="step-2", step=2, attempt=1, digest="d", storage="disk")
+GOOD = JobHistory(
+    job=Job(
+        id=JOB, name="train", state=S, spec=JobSpec(program=Program(kind="script", target="train.py")),
+        created_at_ms=1000, changed_at_ms=2010, attempt=2, reason=Reason.SUCCEEDED, checkpoints=(REF,),
+    ),
+    attempts=(attempt(1, Reason.KILLED, 3), attempt(2, Reason.SUCCEEDED, 4, resumed_step=2)),
+    events=EVENTS,
+    entries=(entry(1, 0), entry(1, 10, (1, 2, 3)), entry(2, 0), entry(2, 10, (3, 4), {"digest": "x"})),
+    proofs=(Proof(name="step-2", there=True),),
+    expected=Expected(
+        states=frozenset({S}), redo_max=2, attempts_max=2, series=dict(SERIES), summary={"digest": "x"},
+        reasons=(frozenset({Reason.KILLED}), frozenset({Reason.SUCCEEDED})),
+    ),
+)  # fmt: skip
+SAMPLES = (
+    Sample(at_ms=1, states={JOB: R}, live=frozenset({JOB}), entries={JOB: {1: 2}}),
+    Sample(at_ms=2, states={JOB: R}, live=frozenset({JOB}), entries={JOB: {1: 2, 2: 1}}),
+    Sample(at_ms=3, states={JOB: S}, live=frozenset(), entries={JOB: {1: 2, 2: 2}}),
+)
+
+
+def judged(each: JobHistory, samples: tuple[Sample, ...] = SAMPLES, **facts: object) -> set[str]:
+    history = History(submitted=(JOB,), jobs=(each,), samples=samples, **facts)  # type: ignore[arg-type]  # test data
+    return {violation.invariant for violation in check(history)}
+
+
+def with_event(each: JobHistory, new: Event, at: int | None = None) -> JobHistory:
+    events = list(each.events)
+    events.insert(len(events) if at is None else at, new)
+    return replace(each, events=tuple(events))
+
+
+def without_event(each: JobHistory, at: int) -> JobHistory:
+    return replace(each, events=tuple(event for index, event in enumerate(each.events) if index != at))
+
+
+def changed_event(each: JobHistory, at: int, **fields: object) -> JobHistory:
+    events = list(each.events)
+    events[at] = replace(events[at], **fields)  # type: ignore[arg-type]  # test data
+    return replace(each, events=tuple(events))
+
+
+def expecting(each: JobHistory, **fields: object) -> JobHistory:
+    return replace(each, expected=replace(each.expected, **fields))  # type: ignore[arg-type]  # test data
+
+
+def with_entries(each: JobHistory, *entries: Entry) -> JobHistory:
+    return replace(each, entries=entries)
+
+
+def test_a_history_in_order_breaks_no_promise() -> None:
+    assert check(History(submitted=(JOB,), jobs=(GOOD,), samples=SAMPLES)) == []
+
+
+PLANTED: dict[str, tuple[str, Callable[[JobHistory], JobHistory]]] = {
+    "ended twice": ("I1", lambda h: with_event(h, event(EventKind.TRANSITION, 2011, 2, old=S, new=S))),
+    "never ended": ("I1", lambda h: replace(h, job=replace(h.job, state=R))),
+    "an end without an event": ("I1", lambda h: without_event(h, -1 + len(EVENTS))),
+    "runs on after its end": ("I1", lambda h: with_event(h, event(EventKind.STARTED, 2011, 3))),
+    "another end than due": ("I1", lambda h: expecting(h, states=frozenset({JobState.FAILED}))),
+    "a stale entry": ("I3", lambda h: with_entries(h, *h.entries, entry(1, 20, (4,)))),
+    "an entry twice": ("I3", lambda h: with_entries(h, *h.entries, h.entries[-1])),
+    "an entry of an unknown attempt": ("I3", lambda h: with_entries(h, *h.entries, entry(3, 0))),
+    "a stale checkpoint": ("I3", lambda h: with_event(h, event(EventKind.CHECKPOINT, 1600, 1), at=10)),
+    "a missing attempt": ("I4", lambda h: replace(h, attempts=h.attempts[1:])),
+    "a start twice": ("I4", lambda h: with_event(h, event(EventKind.STARTED, 1512, 2), at=10)),
+    "an end twice": ("I4", lambda h: with_event(h, event(EventKind.ENDED, 1011, 1, cause="lost"), at=6)),
+    "two reasons for one end": ("I4", lambda h: changed_event(h, 5, cause="lost")),
+    "an attempt left open": (
+        "I4", lambda h: replace(h, attempts=(replace(h.attempts[0], state=AttemptState.RUNNING), h.attempts[1])),
+    ),
+    "too many attempts": ("I4", lambda h: expecting(h, attempts_max=1)),
+    "a wrong cause of death": ("I4", lambda h: expecting(h, reasons=(frozenset({Reason.LOST}),))),
+    "a step twice in one attempt": ("I5", lambda h: with_entries(h, *h.entries, entry(2, 20, (4,)))),
+    "a missing step": ("I5", lambda h: with_entries(h, *h.entries[:3], entry(2, 10, (3,), {"digest": "x"}))),
+    "a wrong value": ("I5", lambda h: expecting(h, series={"loss": {**SERIES["loss"], 4: 9.0}})),
+    "a step too many": ("I5", lambda h: expecting(h, series={"loss": {1: 0.5, 2: 0.4, 3: 0.3}})),
+    "a damaged checkpoint": ("I6", lambda h: replace(h, proofs=(Proof(name="step-2", there=True, error="cut"),))),
+    "no checkpoint left": ("I6", lambda h: replace(h, proofs=(Proof(name="step-2", there=False),))),
+    "too much redone": ("I7", lambda h: expecting(h, redo_max=0)),
+    "steps lost at a graceful stop": (
+        "I7", lambda h: replace(h, attempts=(attempt(1, Reason.PREEMPTED, 3), h.attempts[1])),
+    ),
+    "another result": ("I8", lambda h: expecting(h, summary={"digest": "y"})),
+    "a wait beyond the envelope": ("I12", lambda h: changed_event(h, 6, data={"wait_s": 5.0, "barren": 0})),
+    "a retry before its time": ("I12", lambda h: changed_event(h, 8, at_ms=1200)),
+    "submitted twice": ("I16", lambda h: with_event(h, EVENTS[0], at=1)),
+    "a checkpoint accepted twice": ("I16", lambda h: with_event(h, EVENTS[4], at=5)),
+    "a move from nowhere": ("I17", lambda h: changed_event(h, 10, old=W)),
+    "a move that is not legal": ("I17", lambda h: changed_event(h, 12, old=R, new=W)),
+    "a record that no event made": ("I17", lambda h: replace(h, job=replace(h.job, attempt=3))),
+    "a checkpoint that no event accepted": ("I17", lambda h: without_event(h, 4)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_violation_is_found(name: str) -> None:
+    invariant, plant = PLANTED[name]
+    assert invariant in judged(plant(GOOD))
+
+
+def test_four_barren_attempts_in_a_row_are_a_storm() -> None:
+    attempts = tuple(attempt(number, Reason.KILLED, 1) for number in range(1, 6))  # the first one saved
+    each = replace(GOOD, job=replace(GOOD.job, attempt=5), attempts=attempts)
+    assert "I12" in judged(each)
+
+
+def test_lost_vanished_and_resurrected_jobs_are_found() -> None:
+    assert [v.invariant for v in check(History(submitted=("other",), jobs=()))] == ["I2"]
+    vanished = (SAMPLES[0], Sample(at_ms=2, states={}, live=frozenset()))
+    resurrected = (SAMPLES[2], SAMPLES[1])
+    unlisted = (Sample(at_ms=1, states={JOB: R}, live=frozenset()),)
+    for samples in (vanished, resurrected, unlisted):
+        assert "I2" in judged(GOOD, samples)
+
+
+def test_entries_that_an_overtaken_attempt_adds_are_found() -> None:
+    late = replace(SAMPLES[2], entries={JOB: {1: 3, 2: 2}})
+    assert "I3" in judged(GOOD, (*SAMPLES[:2], late))
+
+
+def test_orphans_are_told() -> None:
+    assert judged(GOOD, orphans=("process 5 of attempt 1",)) == {"I11"}
+
+
+def test_what_a_kill_cost_is_read_off_the_history() -> None:
+    cost = measure(GOOD, 1005)
+    assert cost.noticed_s == 0.005
+    assert cost.stepping_s == pytest.approx((2003 - 1005) / 1000)
+    assert (cost.redone, cost.lost, cost.doubled) == (1, 0, 0)
+
+
+def test_a_fault_that_ended_nothing_was_not_noticed_and_costs_nothing() -> None:
+    cost = measure(GOOD, 2004)
+    assert cost.noticed_s is None
+    assert cost.stepping_s == 0.0
