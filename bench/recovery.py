@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from system import TRAIN, System, running_system
-from trackside.bus import streams
+from trackside.bus import beats, streams
 from trackside.models import EventKind, Role
 from trackside.testing import wait_until
 
@@ -78,13 +78,11 @@ def kill_service(role: Role) -> Callable[[System, str], Trial]:
         assert beat is not None
         killed_ms = system.kill(beat.pid)
 
-        def successor_ms() -> int | None:
-            found = system.beat(role)
-            serves = found is not None and found.pid != beat.pid and found.leader is not False
-            return found.at_ms if found is not None and serves else None
+        def successor() -> list[int]:
+            found = [other for other in beats.read(system.client).values() if other is not None and other.role is role]
+            return [other.at_ms for other in found if other.pid != beat.pid and other.leader is not False]
 
-        came_ms = wait_until(successor_ms, 60.0, f"no new {role}")
-        assert came_ms is not None
+        came_ms = wait_until(successor, 60.0, f"no new {role}")[0]
         return after_kill(system, job_id, killed_ms, (came_ms - killed_ms) / 1000)
 
     return kill

@@ -33,6 +33,7 @@ from trackside.models import (
     Slot,
 )
 from trackside.store import Change, Store
+from trackside.testing import wait_until
 
 SPEC = JobSpec(program=Program(kind="script", target="train.py"))
 SLOT = Slot(id="h-cpu0", host="h", kind="cpu", storage="disk")
@@ -258,8 +259,12 @@ def test_beats_expire_but_their_deadline_stays_until_retired(bus_urls: Mapping[s
     assert 59_000 < deadlines["worker:h-cpu0"] - now_ms <= 60_000
     client.delete(keys.beat("worker", "h-cpu0"))
     assert beats.read(client) == {"worker:h-cpu0": None}
+    beats.forget(client, silent_s=0.0)
+    assert beats.read(client) == {"worker:h-cpu0": None}, "it is not late yet"
     beats.retire(client, Role.WORKER, "h-cpu0")
     assert beats.read(client) == {}
+    beats.publish(client, beat, 0.001)
+    wait_until(lambda: beats.forget(client, silent_s=0.0) is None and not beats.read(client), 2.0, "not forgotten")
 
 
 def test_a_slot_registered_again_keeps_what_people_set(store: Store) -> None:

@@ -26,6 +26,7 @@ from trackside_supervisor.actions import Actions
 from trackside_supervisor.placement import free_slots, place
 from trackside_supervisor.watch import Limits, Sight, lost
 
+_FORGET_S = 600.0  # `ps` shows the silent for this long
 _RESYNC_S = 1.0  # a full read of the live jobs, in case an event was missed
 
 
@@ -113,6 +114,8 @@ class Supervisor:
         if now_s < self._beat_due_s:
             return
         self._beat_due_s = now_s + self._settings.beat_s
+        if leads:
+            beats.forget(self._client, silent_s=_FORGET_S / self._settings.scale)
         beat = Beat(
             role=Role.SUPERVISOR, name=self._name, host=self._host, pid=os.getpid(), started_at_ms=self._started_at_ms,
             at_ms=0, leader=leads,

@@ -34,6 +34,11 @@ def retire(client: Client, role: Role, name: str) -> None:
         pipe.execute()
 
 
+def forget(client: Client, *, silent_s: float) -> None:
+    """Take off the books who has been silent for that long: the names of killed services hold a pid and never return."""
+    client.zremrangebyscore(keys.DEADLINES, "-inf", now_ms(client) - int(silent_s * 1000))
+
+
 def deadlines(client: Client) -> tuple[int, dict[str, int]]:
     """The server's time and every `<role>:<name>` with its deadline, both in ms."""
     with client.pipeline(transaction=False) as pipe:  # the dashboard's user may not MULTI
