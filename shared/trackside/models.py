@@ -42,7 +42,7 @@ MOVES: Final[dict[JobState, frozenset[JobState]]] = {
     _Q: frozenset({_R, _W, JobState.PAUSED, JobState.CANCELLING, JobState.CANCELLED, JobState.FAILED}),
     _R: frozenset({_Q, _W, JobState.PAUSING, JobState.PAUSED, JobState.CANCELLING, *TERMINAL}),
     _W: frozenset({_Q, JobState.PAUSED, JobState.CANCELLED, JobState.FAILED}),
-    JobState.PAUSING: frozenset({JobState.PAUSED, JobState.CANCELLING, *TERMINAL}),
+    JobState.PAUSING: frozenset({_R, JobState.PAUSED, JobState.CANCELLING, *TERMINAL}),
     JobState.PAUSED: frozenset({_Q, JobState.CANCELLED}),
     JobState.CANCELLING: frozenset({JobState.CANCELLED, JobState.SUCCEEDED}),
     **{state: frozenset() for state in TERMINAL},
@@ -120,6 +120,7 @@ class JobSpec:
     device: Literal["any", "cpu", "gpu"] = "any"
     retries: int = 4
     timeout_s: float | None = None  # running time of the whole job, attempts added up
+    attempt_timeout_s: float | None = None  # running time of each attempt
     submitted_by: str | None = None  # user@host, for people
 
 
@@ -153,6 +154,8 @@ class Job:
     retry_at_ms: int | None = None  # while waiting
     failures: int = 0  # ended attempts that used up the retry budget since the last newer checkpoint
     barren: int = 0  # ended attempts in a row that brought no newer checkpoint
+    rollbacks: int = 0  # divergences in a row, with no checkpoint beyond `bad_step`
+    bad_step: int | None = None  # where the newest divergence began
     ran_ms: int = 0  # running time of ended attempts, added up
     first_started_at_ms: int | None = None
     ended_at_ms: int | None = None
@@ -178,7 +181,9 @@ class Outcome:
     signal: str | None = None  # SIGKILL, ...
     first_step: int | None = None
     last_step: int | None = None  # the last completed one
+    bad_step: int | None = None  # diverged: the first step whose watched metric was no finite number
     failure: Failure | None = None
+    evidence: tuple[str, ...] = ()  # what it was judged by, for people; 8 KiB at most
     seen_by: str | None = None  # role:name of the reporter
     noticed_after_ms: int | None = None  # from the death to the report, where the reporter can tell
 
