@@ -35,7 +35,7 @@ def retire(client: Client, role: Role, name: str) -> None:
 
 
 def forget(client: Client, *, silent_s: float) -> None:
-    """Take off the books who has been silent for that long: the names of killed services hold a pid and never return."""
+    """Take off the books who has been silent for that long: a killed service's name holds a pid and never returns."""
     client.zremrangebyscore(keys.DEADLINES, "-inf", now_ms(client) - int(silent_s * 1000))
 
 
