@@ -39,9 +39,12 @@ TERMINAL: Final = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCE
 ACTIVE: Final = frozenset({JobState.RUNNING, JobState.PAUSING, JobState.CANCELLING})
 _Q, _R, _W = JobState.QUEUED, JobState.RUNNING, JobState.WAITING
 MOVES: Final[dict[JobState, frozenset[JobState]]] = {
-    _Q: frozenset({_R, _W, JobState.PAUSED, JobState.CANCELLING, JobState.CANCELLED, JobState.FAILED}),
+    _Q: frozenset(
+        {_R, _W, JobState.PAUSING, JobState.PAUSED, JobState.CANCELLING, JobState.CANCELLED, JobState.FAILED}
+    ),
     _R: frozenset({_Q, _W, JobState.PAUSING, JobState.PAUSED, JobState.CANCELLING, *TERMINAL}),
     _W: frozenset({_Q, JobState.PAUSED, JobState.CANCELLED, JobState.FAILED}),
+    # Back to running: a script that knows no step boundary cannot pause.
     JobState.PAUSING: frozenset({_R, JobState.PAUSED, JobState.CANCELLING, *TERMINAL}),
     JobState.PAUSED: frozenset({_Q, JobState.CANCELLED}),
     JobState.CANCELLING: frozenset({JobState.CANCELLED, JobState.SUCCEEDED}),
@@ -89,6 +92,7 @@ class EventKind(StrEnum):
     CHECKPOINT = "checkpoint"
     ENDED = "ended"  # it is over, with its reason
     NOTE = "note"  # a remark or warning from the run or a service
+    SLOT = "slot"  # a slot was cordoned or uncordoned, or its circuit breaker moved
 
 
 class Role(StrEnum):
@@ -122,6 +126,10 @@ class JobSpec:
     timeout_s: float | None = None  # running time of the whole job, attempts added up
     attempt_timeout_s: float | None = None  # running time of each attempt
     submitted_by: str | None = None  # user@host, for people
+    priority: Literal["high", "normal", "low"] = "normal"  # which queued job gets the next free slot
+    after: tuple[str, ...] = ()  # ids of jobs that must succeed first
+    retry_of: str | None = None  # the ended job that this one does again
+    slot: str | None = None  # run on this slot only
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,6 +143,7 @@ class CheckpointRef:
     storage: str  # id of the data folder that holds it
     bytes: int | None = None
     at_ms: int | None = None
+    job: str | None = None  # the job in whose folder it lies, where that is another one; `attempt` is 0 then
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,6 +231,26 @@ class Slot:
     gpu_memory_mib: int | None = None
     registered_at_ms: int = 0
     cordoned: bool = False
+
+
+class BreakerState(StrEnum):
+    """Whether a slot gets work."""
+
+    CLOSED = "closed"  # it does
+    OPEN = "open"  # too many different jobs failed on it: it rests until `until_ms`
+    PROBING = "probing"  # it gets a self-test, whose end decides
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Breaker:
+    """A slot's circuit breaker. A slot without a record has a closed one."""
+
+    slot: str
+    state: BreakerState = BreakerState.CLOSED
+    failed: tuple[str, ...] = ()  # ids of the different jobs that crashed on it since the last success
+    openings: int = 0  # since it was last closed; the rest grows with it
+    until_ms: int | None = None  # while open
+    probe: str | None = None  # id of the self-test's job, while probing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

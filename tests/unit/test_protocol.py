@@ -26,7 +26,7 @@ def test_the_page_has_every_key_of_the_code_and_no_other() -> None:
 
 RECORDS = [
     *(models.Job, models.JobSpec, models.Attempt, models.Outcome, models.CheckpointRef),
-    *(models.Slot, models.Beat, models.Event, models.Batch),
+    *(models.Slot, models.Breaker, models.Beat, models.Event, models.Batch),
 ]
 
 

@@ -13,6 +13,7 @@ ts:output:<job>            stream   worker, ids <attempt>-<byte>  trimmed to abo
 ts:snapshot:<sha256>       string   submitter                     never: a submitted folder, tar.gz
 ts:slots                   set      agent                         never: slot ids
 ts:slot:<slot>             hash     agent                         never: the slot's record
+ts:breaker:<slot>          hash     leading supervisor            never: the slot's circuit breaker
 ts:samples:<host>          stream   agent                         trimmed to about 2,000: GPU and process samples
 ts:beat:<role>:<name>      string   that process                  after its TTL
 ts:deadlines               zset     every process that beats      by its owner at its end: member <role>:<name> -> ms
@@ -64,6 +65,10 @@ def snapshot(sha256: str) -> str:
 
 def slot(slot_id: str) -> str:
     return f"ts:slot:{slot_id}"
+
+
+def breaker(slot_id: str) -> str:
+    return f"ts:breaker:{slot_id}"
 
 
 def samples(host: str) -> str:
