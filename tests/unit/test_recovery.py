@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ from trackside.models import (
     Reason,
 )
 from trackside.retry import backoff_s
-from trackside_supervisor.recovery import HOST_FAULTS, Policy, decide
+from trackside_supervisor.recovery import HOST_FAULTS, RULES, SELFTEST, Policy, decide, replay
 
 POLICY = Policy(poison_after=3, backoff_s=lambda failures: 2.0 * failures)
 NOW = 1_000_000
@@ -86,6 +87,8 @@ def test_every_decision_is_a_legal_move_with_its_inputs(
     decision = decide(job, attempt, ended(Reason.KILLED), POLICY, NOW)
     assert state.may_become(decision.state)
     assert decision.inputs["reason"] == reason.value
+    assert decision.rule in RULES
+    assert replay(orjson.loads(orjson.dumps(decision.inputs)), NOW) == decision
     assert (decision.retry_at_ms is not None) == (decision.state is JobState.WAITING)
 
 
@@ -150,6 +153,28 @@ def test_retries_beyond_the_budget_fail_and_say_the_numbers() -> None:
     decision = decide(job, ended(Reason.KILLED), None, POLICY, NOW)
     assert decision.state is JobState.FAILED
     assert "4 retries" in decision.detail
+
+
+def test_a_full_host_is_tried_once_more_after_a_wait_and_not_a_third_time() -> None:
+    first = ended(Reason.OOM_HOST, 1, last_step=5)
+    decision = decide(a_job(), first, None, POLICY, NOW)
+    assert (decision.state, decision.rule) == (JobState.WAITING, "retry with backoff")
+    again = decide(a_job(attempt=2, barren=1), ended(Reason.OOM_HOST, 2), first, POLICY, NOW)
+    assert (again.state, again.rule) == (JobState.FAILED, "oom_host")
+    moving = a_job(attempt=2, checkpoints=(saved(10, 2),))
+    assert decide(moving, ended(Reason.OOM_HOST, 2), first, POLICY, NOW).state is JobState.QUEUED
+
+
+@pytest.mark.parametrize("reason", sorted(set(Reason) - {Reason.SUCCEEDED, Reason.CANCELLED}))
+def test_a_self_test_is_never_tried_again(reason: Reason) -> None:
+    job = a_job()
+    job = replace(job, spec=replace(job.spec, program=SELFTEST))
+    assert decide(job, ended(reason), None, POLICY, NOW).state is JobState.FAILED
+
+
+def test_what_is_inherited_from_another_job_is_no_progress() -> None:
+    inherited = replace(saved(10, 0), job="old")
+    assert decide(a_job(checkpoints=(inherited,)), ended(Reason.KILLED), None, POLICY, NOW).state is JobState.WAITING
 
 
 @given(st.integers(1, 40))

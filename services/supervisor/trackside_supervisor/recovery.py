@@ -1,16 +1,18 @@
 """What becomes of a job whose attempt has ended: one pure function, a table of rules from top to bottom.
 
-It sees records and the time, and returns a decision with the numbers behind it. It neither sleeps nor touches Redis,
-and the only chance in it (the jitter of the backoff) comes in as an argument, so a recorded decision replays.
+`gather` picks from the records all that the rules look at, `judge` applies them. What was gathered is recorded with the
+decision, so that `replay` makes the same one again from the history alone. Neither sleeps nor touches Redis, and the
+only chance in it (the jitter of the backoff) is one of the facts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from typing import Any, Final
 
-from trackside.models import Attempt, Job, JobState, Outcome, Reason
+from trackside.models import Attempt, Job, JobState, Outcome, Program, Reason
 
 # The host's or the house's doing, not the job's: these use up no retry.
 HOST_FAULTS: Final = frozenset({Reason.LOST, Reason.GPU_LOST, Reason.FENCED})
@@ -23,6 +25,27 @@ FINAL: Final = {
 }
 # Python errors that no second try mends.
 PERMANENT_ERRORS: Final = frozenset({"ImportError", "ModuleNotFoundError", "SyntaxError", "IndentationError"})
+# A slot's self-test is an attempt like any other, but its end is an answer: it is never tried again.
+SELFTEST: Final = Program(kind="module", target="trackside.selftest")
+RULES: Final = {
+    "succeeded": "the program finished",
+    "cancelled": "somebody asked for it",
+    "paused": "somebody asked for it",
+    "preempted": "its host or worker stops in order; the attempt is not counted",
+    "self-test failed": "a slot's self-test did not pass, so the slot rests on",
+    "invalid_job": "the job cannot run as it was submitted",
+    "timeout": "a time limit was reached",
+    "diverged": "the watched metric is no finite number",
+    "oom_gpu": "the GPU's memory does not hold it, and would not the next time",
+    "oom_host": "the host's memory did not hold it twice in a row, with no newer checkpoint in between",
+    "host fault": "the host's doing, not the job's; no retry is used up",
+    "permanent error": "an error that another try does not mend",
+    "repeated error": "the same exception after the same step twice, with no newer checkpoint",
+    "poison": "several attempts in a row brought no newer checkpoint",
+    "budget used up": "more failures than retries since the last newer checkpoint",
+    "retry at once": "the attempt brought a newer checkpoint, so waiting gains nothing",
+    "retry with backoff": "the attempt brought nothing new; the wait is drawn at random and grows",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +54,35 @@ class Policy:
 
     poison_after: int
     backoff_s: Callable[[int], float]  # failures in a row -> seconds to wait, jitter included
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """All that the rules look at. A new fact needs a default, or old histories do not replay."""
+
+    state: JobState
+    reason: Reason
+    attempt: int
+    what: str = ""  # the outcome in words
+    last_step: int | None = None
+    progressed: bool = False  # the attempt brought the newest checkpoint
+    error: str | None = None  # exception class
+    repeats: bool = False  # the attempt before ended with the same exception at the same step
+    reason_before: Reason | None = None  # why the attempt before ended
+    selftest: bool = False
+    failures: int = 0
+    barren: int = 0
+    retries: int = 0
+    poison_after: int = 0
+    wait_s: float = 0.0  # the backoff that was drawn for this decision
+
+    @classmethod
+    def from_inputs(cls, inputs: Mapping[str, Any]) -> Facts:
+        """The facts in a recorded decision's inputs; what a later version added is passed over."""
+        known = {each.name: inputs[each.name] for each in fields(cls) if inputs.get(each.name) is not None}
+        before = known.get("reason_before")
+        typed = {"state": JobState(known["state"]), "reason": Reason(known["reason"])}
+        return cls(**{**known, **typed, "reason_before": Reason(before) if before else None})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,71 +100,99 @@ class Decision:
 
 def decide(job: Job, attempt: Attempt, previous: Attempt | None, policy: Policy, now_ms: int) -> Decision:
     """What becomes of `job` now that `attempt`, its newest, has ended; `previous` is the attempt before it."""
+    return judge(gather(job, attempt, previous, policy), now_ms)
+
+
+def replay(inputs: Mapping[str, Any], at_ms: int) -> Decision:
+    """The decision that these recorded inputs led to at that time."""
+    return judge(Facts.from_inputs(inputs), at_ms)
+
+
+def gather(job: Job, attempt: Attempt, previous: Attempt | None, policy: Policy) -> Facts:
+    """What the rules need to know, from the records."""
     outcome = attempt.outcome or Outcome(reason=Reason.LOST)
+    before = previous.outcome if previous is not None else None
     progressed = bool(job.checkpoints) and job.checkpoints[0].attempt == attempt.number
-    inputs: dict[str, Any] = {
-        "reason": outcome.reason.value,
-        "attempt": attempt.number,
-        "last_step": outcome.last_step,
-        "progressed": progressed,
-        "failures": job.failures,
-        "barren": job.barren,
-        "retries": job.spec.retries,
-    }
+    return Facts(
+        state=job.state,
+        reason=outcome.reason,
+        attempt=attempt.number,
+        what=outcome.detail or outcome.reason.value,
+        last_step=outcome.last_step,
+        progressed=progressed,
+        error=outcome.failure.type if outcome.failure else None,
+        repeats=_repeats(outcome, before),
+        reason_before=before.reason if before else None,
+        selftest=job.spec.program == SELFTEST,
+        failures=job.failures,
+        barren=job.barren,
+        retries=job.spec.retries,
+        poison_after=policy.poison_after,
+        wait_s=round(policy.backoff_s(0 if progressed else job.barren + 1), 3),
+    )
 
-    def to(
-        state: JobState, rule: str, detail: str, *, wait_s: float = 0.0, failures: int | None = None,
-        barren: int | None = None,
-    ) -> Decision:  # fmt: skip
-        return Decision(
-            state=state, rule=rule, detail=detail,
-            retry_at_ms=now_ms + int(wait_s * 1000) if state is JobState.WAITING else None,
-            failures=job.failures if failures is None else failures,
-            barren=job.barren if barren is None else barren,
-            inputs={**inputs, "wait_s": round(wait_s, 3)},
-        )  # fmt: skip
 
-    reason, what = outcome.reason, outcome.detail or outcome.reason.value
+def judge(facts: Facts, now_ms: int) -> Decision:
+    """Apply the rules, the first that fits."""
+    to = partial(_to, facts, now_ms)
+    reason, what = facts.reason, facts.what
     if reason is Reason.SUCCEEDED:
         return to(JobState.SUCCEEDED, "succeeded", "done")
-    if job.state is JobState.CANCELLING or (reason is Reason.CANCELLED and job.state is JobState.RUNNING):
+    if facts.state is JobState.CANCELLING or (reason is Reason.CANCELLED and facts.state is JobState.RUNNING):
         return to(JobState.CANCELLED, "cancelled", "cancelled while it ran")
-    if job.state is JobState.PAUSING:
+    if facts.state is JobState.PAUSING:
         return to(JobState.PAUSED, "paused", "paused; `trackside resume` goes on from its newest checkpoint")
+    if facts.selftest:
+        return to(JobState.FAILED, "self-test failed", f"the slot is not fit for work: {what}")
     if reason in (Reason.PREEMPTED, Reason.PAUSED):
         return to(JobState.QUEUED, "preempted", "made room at a step boundary; waits for a free slot")
     if reason in FINAL:
         return to(JobState.FAILED, reason.value, f"{FINAL[reason]}: {what}")
     if reason in HOST_FAULTS:
-        return to(JobState.QUEUED, "host fault", f"attempt {attempt.number} ended {reason.value}: {what}")
+        return to(JobState.QUEUED, "host fault", f"attempt {facts.attempt} ended {reason.value}: {what}")
+    return _counted(facts, now_ms)
 
-    failures, barren = job.failures + 1, 0 if progressed else job.barren + 1
-    counted = {"failures": failures, "barren": barren}
-    error = outcome.failure.type if outcome.failure else None
-    if error in PERMANENT_ERRORS:
-        return to(JobState.FAILED, "permanent error", f"{what}; another try would end the same way", **counted)
-    if not progressed and _repeats(outcome, previous):
-        step = outcome.last_step or 0
-        return to(JobState.FAILED, "repeated error", f"{what}; twice after step {step}, so it is not chance", **counted)
-    if barren >= policy.poison_after:
+
+def _counted(facts: Facts, now_ms: int) -> Decision:
+    """The rules for an end that uses up a retry."""
+    what, failures, barren = facts.what, facts.failures + 1, 0 if facts.progressed else facts.barren + 1
+    to = partial(_to, facts, now_ms, failures=failures, barren=barren)
+    if facts.error in PERMANENT_ERRORS:
+        return to(JobState.FAILED, "permanent error", f"{what}; another try would end the same way")
+    if facts.reason is facts.reason_before is Reason.OOM_HOST and not facts.progressed:
+        return to(JobState.FAILED, "oom_host", f"twice in a row: {what}; use less memory and submit again")
+    if facts.repeats and not facts.progressed:
         return to(
-            JobState.FAILED, "poison", f"{barren} attempts in a row brought no newer checkpoint: {what}", **counted
+            JobState.FAILED, "repeated error", f"{what}; twice after step {facts.last_step or 0}, so it is not chance"
         )
-    if failures > job.spec.retries:
-        return to(
-            JobState.FAILED, "budget used up", f"{failures} failures, {job.spec.retries} retries: {what}", **counted
-        )
-    if progressed:  # the run moves on, so nothing is gained by waiting
-        return to(JobState.QUEUED, "retry at once", f"attempt {attempt.number} ended: {what}", **counted)
-    wait_s = policy.backoff_s(barren)
-    return to(
-        JobState.WAITING, "retry with backoff", f"attempt {attempt.number} ended: {what}", wait_s=wait_s, **counted
+    if barren >= facts.poison_after:
+        return to(JobState.FAILED, "poison", f"{barren} attempts in a row brought no newer checkpoint: {what}")
+    if failures > facts.retries:
+        return to(JobState.FAILED, "budget used up", f"{failures} failures, {facts.retries} retries: {what}")
+    ended = f"attempt {facts.attempt} ended: {what}"
+    if facts.progressed:  # the run moves on, so nothing is gained by waiting
+        return to(JobState.QUEUED, "retry at once", ended)
+    return to(JobState.WAITING, "retry with backoff", ended)
+
+
+def _to(
+    facts: Facts, now_ms: int, state: JobState, rule: str, detail: str, *, failures: int | None = None,
+    barren: int | None = None,
+) -> Decision:  # fmt: skip
+    wait_s = facts.wait_s if state is JobState.WAITING else 0.0
+    return Decision(
+        state=state,
+        rule=rule,
+        detail=detail,
+        retry_at_ms=now_ms + int(wait_s * 1000) if state is JobState.WAITING else None,
+        failures=facts.failures if failures is None else failures,
+        barren=facts.barren if barren is None else barren,
+        inputs={**asdict(facts), "wait_s": wait_s},
     )
 
 
-def _repeats(outcome: Outcome, previous: Attempt | None) -> bool:
+def _repeats(outcome: Outcome, before: Outcome | None) -> bool:
     """Whether the attempt before ended with the same exception at the same step."""
-    before = previous.outcome if previous is not None else None
     if before is None or outcome.failure is None or before.failure is None:
         return False
     same = (before.failure.type, before.failure.message) == (outcome.failure.type, outcome.failure.message)
