@@ -54,6 +54,9 @@ class Settings:
     backoff_max_s: float = 300.0
     retries: int = 4  # so five attempts in all, unless the job says otherwise
     poison_after: int = 3  # attempts in a row that brought no newer checkpoint
+    breaker_after: int = 5  # different jobs that crashed in a row on one slot before it rests
+    breaker_first_s: float = 10.0  # the slot's first rest; then up to twice as long each time
+    breaker_max_s: float = 300.0
     restart_intensity: int = 5  # restarts of one process within restart_period_s before backoff grows to its cap
     restart_period_s: float = 60.0
     sample_s: float = 2.0  # GPU and process samples

@@ -27,6 +27,12 @@ def backoff_s(failures: int, *, first_s: float, max_s: float) -> float:
     return float(wait(cast("object", SimpleNamespace(attempt_number=failures))))  # type: ignore[arg-type]  # it reads one field
 
 
+def rest_s(openings: int, *, first_s: float, max_s: float) -> float:
+    """How long a slot rests: a uniform draw from `first_s` to `first_s` * 2**(openings-1), never above `max_s`."""
+    wait = wait_random_exponential(multiplier=first_s, max=max_s, min=min(first_s, max_s))
+    return float(wait(cast("object", SimpleNamespace(attempt_number=max(1, openings)))))  # type: ignore[arg-type]  # it reads one field
+
+
 def until_reachable(act: Callable[[], T], *, limit_s: float) -> T:
     """Repeat `act` while no server answers, with jittered growing waits, for `limit_s` at most; then raise."""
     policy = Retrying(

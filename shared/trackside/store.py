@@ -15,10 +15,11 @@ from trackside.bus import keys, streams
 from trackside.bus.client import Client, Pipeline, WatchError, now_ms
 from trackside.bus.leases import Lease
 from trackside.codec import decode_fields, encode_fields
-from trackside.errors import Conflict, DecodeError, Fenced, IllegalTransition, NotFound
+from trackside.errors import Conflict, DecodeError, Fenced, IllegalTransition, InvalidJob, NotFound
 from trackside.models import (
     Attempt,
     AttemptState,
+    Breaker,
     CheckpointRef,
     Event,
     EventKind,
@@ -90,6 +91,18 @@ class Store:
         ids = sorted(raw.decode() for raw in cast(set[bytes], self.client.smembers(keys.SLOTS)))
         return _decoded(Slot, self._hashes(keys.slot(slot_id) for slot_id in ids))
 
+    def slot(self, slot_id: str) -> Slot:
+        """The slot's record; raises NotFound."""
+        raw = cast(dict[bytes, bytes], self.client.hgetall(keys.slot(slot_id)))
+        if not raw:
+            raise NotFound(f"no slot {slot_id!r}: `trackside slots` lists them", slot=slot_id)
+        return decode_fields(Slot, raw)
+
+    def breakers(self, slot_ids: Iterable[str]) -> dict[str, Breaker]:
+        """The circuit breakers of these slots that are not simply closed, by slot."""
+        found = _decoded(Breaker, self._hashes(keys.breaker(slot_id) for slot_id in slot_ids))
+        return {breaker.slot: breaker for breaker in found}
+
     def snapshot(self, sha256: str) -> bytes:
         """A submitted folder's archive; raises NotFound."""
         raw = cast(bytes | None, self.client.get(keys.snapshot(sha256)))
@@ -99,8 +112,18 @@ class Store:
 
     # -- what people ask for ---------------------------------------------------------------------------------------
 
-    def submit(self, job_id: str, name: str, spec: JobSpec, snapshot: bytes | None = None) -> Job:
-        """Put a job on the bus, once: the same id again returns what is there."""
+    def submit(
+        self,
+        job_id: str,
+        name: str,
+        spec: JobSpec,
+        snapshot: bytes | None = None,
+        checkpoints: tuple[CheckpointRef, ...] = (),
+    ) -> Job:
+        """Put a job on the bus, once: the same id again returns what is there.
+
+        `checkpoints` are another job's, to go on from. Raises NotFound for a job in `spec.after` that is not there.
+        """
         if snapshot is not None and spec.snapshot is not None:
             self.client.set(keys.snapshot(spec.snapshot), snapshot, nx=True)
         key = keys.job(job_id)
@@ -110,14 +133,21 @@ class Store:
                 raw = cast(dict[bytes, bytes], pipe.hgetall(key))
                 if raw:
                     return decode_fields(Job, raw)
+                for parent in spec.after:
+                    if not pipe.exists(keys.job(parent)):
+                        raise NotFound(
+                            f"no job {parent!r} to wait for: `trackside ls --all` lists the jobs", job=parent
+                        )
                 now = now_ms(pipe)
                 job = Job(
                     id=job_id, name=name, state=JobState.QUEUED, spec=spec, created_at_ms=now, changed_at_ms=now,
-                    detail="waits for a free slot",
+                    detail=_waits(spec), checkpoints=checkpoints,
                 )  # fmt: skip
+                facts = {"retry_of": spec.retry_of, "from": checkpoints[0].name if checkpoints else None}
                 event = Event(
-                    kind=EventKind.SUBMITTED, at_ms=now, job=job_id, new=job.state, by=self._by, cause="submitted"
-                )
+                    kind=EventKind.SUBMITTED, at_ms=now, job=job_id, new=job.state, by=self._by, cause="submitted",
+                    data={name: value for name, value in facts.items() if value is not None},
+                )  # fmt: skip
                 pipe.multi()
                 pipe.zadd(keys.JOBS, {job_id: now})
                 self._write(pipe, Change(job=job, events=(event,)))
@@ -149,24 +179,73 @@ class Store:
         def decide(job: Job, now: int) -> Change | None:
             if job.state in (JobState.PAUSING, JobState.PAUSED):
                 return None
-            running = job.slot is not None and job.state is JobState.RUNNING
-            if job.slot is not None and not running:
-                raise IllegalTransition(f"job {job_id!r} is {job.state}: try again in a moment", state=job.state)
-            new = JobState.PAUSING if running else JobState.PAUSED
-            detail = "saves at the next step" if running else "paused; `trackside resume` goes on"
+            given = job.slot is not None
+            new = JobState.PAUSING if given else JobState.PAUSED
+            detail = "saves at the next step" if given else "paused; `trackside resume` goes on"
             return self.moved(job, new, now, cause="pause requested", detail=detail)
 
         return self.change(job_id, decide)
 
-    def resume(self, job_id: str) -> Job:
-        """Let a paused job go on from its newest checkpoint, under the same id."""
+    def refuse_pause(self, job_id: str, number: int, why: str) -> Job:
+        """Its worker says that the running attempt cannot pause: the job runs on."""
 
         def decide(job: Job, now: int) -> Change | None:
-            if job.state in (JobState.QUEUED, JobState.RUNNING):
+            self._current(job, number)
+            if job.state is not JobState.PAUSING:
                 return None
-            return self.moved(job, JobState.QUEUED, now, cause="resume requested", detail="waits for a free slot")
+            return self.moved(job, JobState.RUNNING, now, cause="pause refused", detail=why)
 
         return self.change(job_id, decide)
+
+    def resume(self, job_id: str, checkpoint: str | None = None) -> Job:
+        """Let a paused job go on under the same id: from its newest checkpoint, or back at an accepted one.
+
+        Going back takes the newer ones off the record; their folders stay on the disk until they are pruned.
+        """
+
+        def decide(job: Job, now: int) -> Change | None:
+            newest = job.checkpoints[0].name if job.checkpoints else None
+            going = job.state in (JobState.QUEUED, JobState.RUNNING)
+            if going and checkpoint in (None, newest):
+                return None
+            if checkpoint is None:
+                return self.moved(job, JobState.QUEUED, now, cause="resume requested", detail=_waits(job.spec, job))
+            if job.state is not JobState.PAUSED:
+                raise IllegalTransition(
+                    f"job {job_id!r} is {job.state}: only a paused one can go back to a checkpoint, so pause it first",
+                    state=job.state,
+                )
+            names = [known.name for known in job.checkpoints]
+            if checkpoint not in names:
+                there = ", ".join(names) or "none"
+                raise NotFound(f"job {job_id!r} has no checkpoint {checkpoint!r}; accepted ones: {there}", job=job_id)
+            at = names.index(checkpoint)
+            return self.moved(
+                job, JobState.QUEUED, now, cause="resume requested", detail=f"goes back to {checkpoint}",
+                inputs={"from": checkpoint, "dropped": names[:at]},
+                checkpoints=job.checkpoints[at:], failures=0, barren=0, rollbacks=0, bad_step=None,
+            )  # fmt: skip
+
+        return self.change(job_id, decide)
+
+    def retry(self, job_id: str, new_id: str, *, fresh: bool = False, by: str | None = None) -> Job:
+        """Submit a failed or cancelled job again, as a new one that goes on from the old one's checkpoints.
+
+        `fresh` starts over. The same `new_id` again returns what is there.
+        """
+        old = self.job(job_id)
+        if old.state not in (JobState.FAILED, JobState.CANCELLED):
+            hint = "nothing is to be done again" if old.state is JobState.SUCCEEDED else "cancel it first"
+            raise IllegalTransition(f"job {job_id!r} is {old.state}: {hint}", job=job_id, state=old.state)
+        for parent in self.jobs(old.spec.after):
+            if parent.state in (JobState.FAILED, JobState.CANCELLED):
+                raise InvalidJob(
+                    f"job {job_id!r} waits for {parent.id!r}, which {parent.state}: retry that one, then submit this "
+                    "one again with --after the new id",
+                    job=job_id,
+                )
+        spec = replace(old.spec, retry_of=old.id, submitted_by=by or old.spec.submitted_by)
+        return self.submit(new_id, old.name, spec, checkpoints=() if fresh else _inherited(old))
 
     # -- the life of an attempt ------------------------------------------------------------------------------------
 
@@ -231,7 +310,7 @@ class Store:
 
         def decide(job: Job, now: int) -> Change | None:
             attempt = self._current(job, number)
-            if any(known.name == checkpoint.name for known in job.checkpoints):
+            if any(known.name == checkpoint.name and known.job is None for known in job.checkpoints):
                 return None
             if attempt.state is AttemptState.ENDED:
                 raise Fenced(f"attempt {number} of {job_id!r} has ended already: its checkpoint is not taken")
@@ -299,6 +378,68 @@ class Store:
             pipe.delete(keys.slot(slot_id))
             pipe.srem(keys.SLOTS, slot_id)
             pipe.execute()
+
+    def cordon(self, slot_id: str, *, cordoned: bool) -> Slot:
+        """Take a slot out of service for new work, or put it back, which also closes its breaker; asked again: nothing.
+
+        What runs on it is not touched. Raises NotFound.
+        """
+        key = keys.slot(slot_id)
+        for _ in range(_TRIES):
+            with self.client.pipeline() as pipe:
+                pipe.watch(key, keys.breaker(slot_id))
+                raw = cast(dict[bytes, bytes], pipe.hgetall(key))
+                if not raw:
+                    raise NotFound(f"no slot {slot_id!r}: `trackside slots` lists them", slot=slot_id)
+                slot = decode_fields(Slot, raw)
+                broken = not cordoned and pipe.exists(keys.breaker(slot_id))
+                if slot.cordoned is cordoned and not broken:
+                    return slot
+                now = now_ms(pipe)
+                new = replace(slot, cordoned=cordoned)
+                cause = "cordoned" if cordoned else "uncordoned"
+                pipe.multi()
+                pipe.hset(key, mapping=cast(Any, encode_fields(new)))
+                if broken:
+                    pipe.delete(keys.breaker(slot_id))
+                streams.append_event(pipe, self.slot_event(slot_id, now, cause=cause))
+                try:
+                    pipe.execute()
+                except WatchError:
+                    continue
+                return new
+        raise Conflict(f"slot {slot_id!r} is being written by others without a pause: try again", slot=slot_id)
+
+    def slot_event(self, slot_id: str, now: int, *, cause: str, **data: Any) -> Event:
+        """An event about a slot."""
+        facts = {name: value for name, value in data.items() if value is not None}
+        return Event(kind=EventKind.SLOT, at_ms=now, cause=cause, by=self._by, data={"slot": slot_id, **facts})
+
+    def write_breaker(self, pipe: Pipeline, breaker: Breaker) -> None:
+        """Put a breaker's record into the transaction that `pipe` has open; a closed one needs none."""
+        pipe.delete(keys.breaker(breaker.slot))
+        if breaker != Breaker(slot=breaker.slot):
+            pipe.hset(keys.breaker(breaker.slot), mapping=cast(Any, encode_fields(breaker)))
+
+    def move_breaker(self, old: Breaker | None, new: Breaker, *, cause: str, **data: Any) -> bool:
+        """Write a breaker that still is `old`, with its event; returns whether it was."""
+        with self.client.pipeline() as pipe:
+            if self._lease is not None:
+                self._lease.guard(pipe)
+            key = keys.breaker(new.slot)
+            pipe.watch(key)
+            raw = cast(dict[bytes, bytes], pipe.hgetall(key))
+            if (decode_fields(Breaker, raw) if raw else None) != old:
+                return False
+            now = now_ms(pipe)
+            pipe.multi()
+            self.write_breaker(pipe, new)
+            streams.append_event(pipe, self.slot_event(new.slot, now, cause=cause, **data))
+            try:
+                pipe.execute()
+            except WatchError:
+                return False
+        return True
 
     # -- the one way to change a job -------------------------------------------------------------------------------
 
@@ -384,6 +525,21 @@ class Store:
             for name in names:
                 pipe.hgetall(name)
             return cast(list[dict[bytes, bytes]], pipe.execute())
+
+
+def _waits(spec: JobSpec, job: Job | None = None) -> str:
+    """Why a queued job does not run yet."""
+    if spec.after and (job is None or job.attempt == 0):
+        return f"waits for {', '.join(spec.after)} to succeed"
+    return "waits for a free slot"
+
+
+def _inherited(old: Job) -> tuple[CheckpointRef, ...]:
+    """A job's checkpoints as its successor lists them: one a step, in the folder of the job that wrote it."""
+    newest = {found.step: found for found in reversed(old.checkpoints)}
+    return tuple(
+        replace(found, attempt=0, job=found.job or old.id) for _, found in sorted(newest.items(), reverse=True)
+    )
 
 
 def _replace_hash(pipe: Pipeline, key: str, record: Job | Attempt) -> None:

@@ -86,6 +86,6 @@ class Actions:
         for decision in made:
             self._log.info(
                 "decided", job=job.id, attempt=attempt.number, rule=decision.rule, state=decision.state.value,
-                **{name: value for name, value in decision.inputs.items() if name != "attempt"},
+                **{name: value for name, value in decision.inputs.items() if name not in ("attempt", "state")},
             )  # fmt: skip
         return concluded
