@@ -215,17 +215,6 @@ def drop_descriptors(keep: Iterable[int] = ()) -> None:
     os.close(null)
 
 
-def out_of_memory_kills() -> int | None:
-    """How many processes the kernel has killed for memory so far, in this container if it says so."""
-    for path, name in ((Path("/sys/fs/cgroup/memory.events"), "oom_kill"), (_PROC / "vmstat", "oom_kill")):
-        try:
-            fields = dict(line.split() for line in path.read_text().splitlines())
-            return int(fields[name])
-        except (OSError, ValueError, KeyError):
-            continue
-    return None
-
-
 def _prctl(option: int, value: int) -> None:
     if _libc.prctl(option, value, 0, 0, 0) != 0:
         code = ctypes.get_errno()

@@ -41,8 +41,8 @@ ERROR = {"type": "ValueError", "message": "bad\nmore", "traceback": "Traceback .
         (None, Exit(status=OK), Reason.USER_ERROR),
         (None, Exit(status=3 << 8), Reason.USER_ERROR),
         (None, Exit(status=KILLED), Reason.KILLED),
-        (None, Exit(status=KILLED, out_of_memory=True), Reason.OOM_HOST),
-        (None, Exit(status=int(signal.SIGSEGV), out_of_memory=True), Reason.KILLED),
+        (None, Exit(status=KILLED, out_of_memory="the kernel killed 1"), Reason.OOM_HOST),
+        (None, Exit(status=int(signal.SIGSEGV), out_of_memory="the kernel killed 1"), Reason.KILLED),
         (None, Exit(status=KILLED, asked=Reason.CANCELLED, killed_by_us=True), Reason.CANCELLED),
         (None, Exit(status=int(signal.SIGTERM), asked=Reason.PREEMPTED), Reason.PREEMPTED),
         (None, Exit(status=KILLED, asked=Reason.TIMEOUT, killed_by_us=True), Reason.TIMEOUT),
@@ -65,7 +65,39 @@ def test_an_outcome_carries_the_facts_and_a_sentence_for_people() -> None:
 def test_a_signal_is_named() -> None:
     outcome = judge(None, Exit(status=int(signal.SIGSEGV) | 0x80))  # with a core dump
     assert (outcome.signal, outcome.exit_code) == ("SIGSEGV", None)
-    assert outcome.detail == "the training process was killed (SIGSEGV)"
+    assert outcome.detail == "the training process was killed (SIGSEGV), a crash in native code"
+
+
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [
+        (int(signal.SIGKILL), "not by Trackside: the kernel does not say by whom"),
+        (int(signal.SIGABRT), "a library gave up"),
+        (137 << 8, "a shell's word for SIGKILL"),
+        (3 << 8, "exited with code 3 without"),
+    ],
+)
+def test_an_end_without_words_is_explained(status: int, says: str) -> None:
+    assert says in (judge(None, Exit(status=status)).detail or "")
+
+
+def test_a_stalled_attempt_says_which_clock_and_what_it_did_then() -> None:
+    why = "no step for 3.1 s (limit 3 s)"
+    killed = judge(None, Exit(status=KILLED, asked=Reason.STALLED, why=why, killed_by_us=True))
+    assert (killed.reason, killed.detail) == (
+        Reason.STALLED,
+        f"{why}; it did not stop within its grace and was killed",
+    )
+    obeyed = judge(end("preempted"), Exit(status=STOPPED, asked=Reason.STALLED, why=why))
+    assert obeyed.reason is Reason.STALLED
+    assert (obeyed.detail or "").startswith(f"{why}; asked to stop")
+
+
+def test_divergence_carries_its_first_bad_step() -> None:
+    record = {**end("diverged", ERROR), "bad_step": 41}
+    outcome = judge(record, Exit(status=FAILED))
+    assert (outcome.reason, outcome.bad_step) == (Reason.DIVERGED, 41)
+    assert judge({**record, "outcome": "user_error"}, Exit(status=FAILED)).bad_step is None
 
 
 def test_a_stop_before_the_first_step_says_that_nothing_was_saved() -> None:

@@ -1,7 +1,8 @@
 """One attempt, from the moment its worker has claimed it to its outcome in the store.
 
     1. folders, snapshot, context and control page are made; the process is forked;
-    2. while it runs: its journal and output are shipped, what people ask of the job is passed on, time is kept;
+    2. while it runs: its journal and output are shipped, what people ask of the job is passed on, time and progress
+       are watched;
     3. it ends, or is ended: whatever descends from it is killed, so that the slot is really free;
     4. the rest of journal and output is shipped, and only then is the attempt reported as over.
 
@@ -26,29 +27,33 @@ from trackside.errors import Fenced, InvalidJob, NotFound
 from trackside.models import ACTIVE, EventKind, Failure, Job, JobState, Outcome, Reason, Slot
 from trackside.sdk.page import Command, ControlPage
 from trackside.store import Store
+from trackside_trainer import evidence, launch
 from trackside_trainer import folders as folders_
-from trackside_trainer import launch
-from trackside_trainer.ending import Exit, judge
+from trackside_trainer.ending import CRASHES, Exit, judge
 from trackside_trainer.patience import Patience
 from trackside_trainer.shipping import JournalTail, OutputTail, end_record, ship_for
 from trackside_trainer.slotfiles import TakenAttempt, taken_path
+from trackside_trainer.watchdog import Hung, Watchdog
 
 _FENCED_GRACE_S: Final = 2.0  # a newer attempt may be running already
 _KILL_LIMIT_S: Final = 5.0  # then whoever is left hangs in the kernel, and the slot must go on
 _SHIP_BUDGET_S: Final = 0.03  # of one tick; the rest waits for the next, so that ends and beats are never late
 _RATE_WINDOW_S: Final = 10.0
+_NOTES_KEPT: Final = 20
 # A stronger wish replaces a weaker one.
 _RANK: Final = {
     Reason.PREEMPTED: 1,
     Reason.PAUSED: 2,
     Reason.TIMEOUT: 3,
-    Reason.CANCELLED: 4,
-    Reason.FENCED: 5,
+    Reason.STALLED: 4,
+    Reason.CANCELLED: 5,
+    Reason.FENCED: 6,
 }
 _COMMANDS: Final = {
     Reason.PREEMPTED: Command.PREEMPT,
     Reason.TIMEOUT: Command.PREEMPT,  # it saves first: whoever raises the limit can go on
     Reason.PAUSED: Command.PAUSE,
+    Reason.STALLED: Command.PREEMPT,  # one that only stood still, such as a stopped one, may save yet
     Reason.CANCELLED: Command.CANCEL,
     Reason.FENCED: Command.FENCED,
 }
@@ -76,12 +81,17 @@ class AttemptRun:
         self._asked: Reason | None = None
         self._kill_at_s: float | None = None
         self._killed_by_us = False
+        self._why: str | None = None  # the words behind `_asked`
+        self._watchdog: Watchdog | None = None
+        self._hung: Hung | None = None
+        self._notes: deque[str] = deque(maxlen=_NOTES_KEPT)  # for the history, once the bus takes them
         self._told_pid = self._disk_failed = False
         self._next_ship_s = self._next_control_s = 0.0
         self._started_s = time.monotonic()
         self._ended_s: float | None = None
         self._status: int | None = None
-        self._oom_kills = processes.out_of_memory_kills()
+        self._memory_kills = evidence.MemoryKills.now()
+        self._peak_mib: float | None = None
         self._pace: deque[tuple[float, int]] = deque()
         self._usage: tuple[float, float] | None = None  # monotonic time and processor seconds at the last look
         self._journal = JournalTail(store, job.id, job.attempt, self._folders.journal, slot.storage)
@@ -121,6 +131,8 @@ class AttemptRun:
             return
         self.pid, self.pidfd = started.pid, started.pidfd
         self._started_s = time.monotonic()
+        folders = self._folders
+        self._watchdog = Watchdog(self._settings, self._page, started.pid, folders.stacks, folders.output)
         self.taken(started.pid, started.started).write(self.taken_path)
         self._log.info("attempt_started", pid=started.pid, cold=self._job.spec.python is not None)
 
@@ -142,6 +154,7 @@ class AttemptRun:
             self._on_exit()
         if self.phase is Phase.RUNNING:
             self._keep_time()
+            self._keep_watch()
         try:
             if self._asked is not Reason.FENCED:
                 self._talk(bus)
@@ -164,6 +177,8 @@ class AttemptRun:
             if now_s >= self._next_ship_s:
                 self._next_ship_s = now_s + self._settings.ship_s
                 bus.call(self._ship)
+            if self._notes:
+                bus.call(self._tell_notes)
         elif self.phase is Phase.DRAINING and bus.call(self._ship) is False:
             bus.call(self._report)
 
@@ -191,19 +206,40 @@ class AttemptRun:
 
     def _keep_time(self) -> None:
         now_s = time.monotonic()
-        limit_s = self._job.spec.timeout_s
-        if limit_s is not None and self._job.ran_ms / 1000 + now_s - self._started_s > limit_s:
-            self.stop(Reason.TIMEOUT)
+        spec, ran_s = self._job.spec, now_s - self._started_s
+        if spec.timeout_s is not None and self._job.ran_ms / 1000 + ran_s > spec.timeout_s:
+            self.stop(Reason.TIMEOUT, f"the job's time limit of {spec.timeout_s:g} s was reached")
+        elif spec.attempt_timeout_s is not None and ran_s > spec.attempt_timeout_s:
+            self.stop(Reason.TIMEOUT, f"the limit of {spec.attempt_timeout_s:g} s for one attempt was reached")
         if self._kill_at_s is not None and now_s >= self._kill_at_s:
             self._log.warning("attempt_killed", why="it did not stop within its grace")
             self._kill_at_s, self._killed_by_us = None, True
             self.kill()
 
-    def stop(self, reason: Reason) -> None:
+    def _keep_watch(self) -> None:
+        if self._watchdog is None or self._asked is not None:  # whoever was asked to stop has its grace
+            return
+        hung = self._watchdog.look(self._notes.append)
+        if hung is not None:
+            self._log.warning("attempt_stalled", why=hung.detail, state=hung.evidence[0])
+            self._hung = hung
+            self.stop(Reason.STALLED, hung.detail)
+            with suppress(ProcessLookupError):
+                os.kill(self.pid or 0, signal.SIGCONT)  # a stopped process takes no SIGTERM
+
+    def _tell_notes(self) -> bool:
+        while self._notes:
+            self._store.note_attempt(
+                self.job_id, self.number, EventKind.NOTE, "note", level="warning", text=self._notes[0]
+            )
+            self._notes.popleft()
+        return True
+
+    def stop(self, reason: Reason, why: str | None = None) -> None:
         """Ask the process to stop at its next boundary; a weaker wish than an earlier one changes nothing."""
         if self._asked is not None and _RANK[self._asked] >= _RANK[reason]:
             return
-        self._asked = reason
+        self._asked, self._why = reason, why
         if self.phase is not Phase.RUNNING or self.pidfd is None or self._page is None:
             return
         self._log.info("attempt_stopping", reason=reason.value)
@@ -235,7 +271,8 @@ class AttemptRun:
     def _on_exit(self) -> None:
         assert self.pid is not None  # noqa: S101 -- only a started process has a pidfd
         self._ended_s = time.monotonic()
-        _, self._status = os.waitpid(self.pid, 0)
+        _, self._status, used = os.wait4(self.pid, 0)
+        self._peak_mib = used.ru_maxrss / 1024
         os.close(self.pidfd or -1)
         self.pidfd = None
         left = processes.kill_until_gone(lambda: processes.descendants(os.getpid()), limit_s=_KILL_LIMIT_S)
@@ -251,12 +288,12 @@ class AttemptRun:
         self._log.info("attempt_ended", reason=outcome.reason.value, detail=outcome.detail, step=outcome.last_step)
 
     def _judge(self) -> Outcome:
-        kills = processes.out_of_memory_kills()
         seen = Exit(
             status=self._status,
             asked=self._asked,
+            why=self._why,
             killed_by_us=self._killed_by_us,
-            out_of_memory=kills is not None and self._oom_kills is not None and kills > self._oom_kills,
+            out_of_memory=self._killed_for_memory(),
         )
         page, ended_s = self._page, self._ended_s or time.monotonic()
         return judge(
@@ -264,8 +301,34 @@ class AttemptRun:
             seen,
             first_step=page.first if page else None,
             last_step=page.completed if page and page.first is not None else None,
+            evidence=self._evidence(seen),
             seen_by=self._seen_by,
             noticed_after_ms=int((time.monotonic() - ended_s) * 1000),
+        )
+
+    def _killed_for_memory(self) -> str | None:
+        """What speaks for the kernel's having killed this very process for memory; None if nothing does."""
+        kills = evidence.MemoryKills.now()
+        count, limit_mib = kills.since(self._memory_kills), evidence.memory_limit_mib()
+        if not count or not evidence.was_large(self._peak_mib, limit_mib):
+            return None
+        return (
+            f"the kernel killed {count} processes of {kills.where} for memory meanwhile; this one had used up to "
+            f"{self._peak_mib:.0f} MiB of {limit_mib:.0f} MiB"
+        )
+
+    def _evidence(self, seen: Exit) -> tuple[str, ...]:
+        if seen.status == 0 and seen.asked is None:
+            return ()
+        output = self._folders.output
+        crashed = seen.signal_name in CRASHES
+        return evidence.bounded(
+            (
+                *(self._hung.evidence if self._hung is not None else ()),
+                seen.out_of_memory if seen.signal_name == "SIGKILL" else None,
+                evidence.crash_dump(output) if crashed else None,
+                evidence.last_lines(output, before_crash=crashed),
+            )
         )
 
     # -- what others see -------------------------------------------------------------------------------------------

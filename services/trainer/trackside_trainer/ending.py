@@ -8,16 +8,32 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from trackside.models import Failure, Outcome, Reason
+from trackside_trainer.evidence import EXIT_CODES
 
 # Both journal and store have these words for the same thing.
 _TOLD: Final = {reason.value: reason for reason in Reason if reason not in (Reason.STALLED, Reason.LOST)}
-_STOPS: Final = frozenset({Reason.PREEMPTED, Reason.PAUSED, Reason.CANCELLED, Reason.TIMEOUT, Reason.FENCED})
+_STOPS: Final = frozenset(
+    {Reason.PREEMPTED, Reason.PAUSED, Reason.CANCELLED, Reason.TIMEOUT, Reason.STALLED, Reason.FENCED}
+)
+# What a process mostly brings upon itself.
+_OF_ITS_OWN: Final = {
+    "SIGSEGV": "a crash in native code",
+    "SIGBUS": "a crash in native code, or shared memory that is full",
+    "SIGFPE": "a crash in native code",
+    "SIGILL": "native code that is not for this processor",
+    "SIGABRT": "a library gave up",
+    "SIGPIPE": "nobody reads what it writes",
+    "SIGXCPU": "its limit of processor time was reached",
+    "SIGXFSZ": "its limit of file size was reached",
+}
+CRASHES: Final = frozenset({"SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT"})  # faulthandler tells where
 _MAX_CHARS: Final = 40_000
 _OBEYED: Final = {
     Reason.PREEMPTED: "stopped at a step boundary to make room",
     Reason.PAUSED: "paused at a step boundary",
     Reason.CANCELLED: "stopped as asked",
     Reason.TIMEOUT: "its time limit was reached",
+    Reason.STALLED: "it made no progress",
     Reason.FENCED: "a newer attempt owns the job",
 }
 
@@ -29,7 +45,8 @@ class Exit:
     status: int | None
     asked: Reason | None = None  # the stop that was asked of it
     killed_by_us: bool = False  # it did not obey within its grace
-    out_of_memory: bool = False  # the kernel killed something for memory meanwhile
+    why: str | None = None  # the stop's own words for it
+    out_of_memory: str | None = None  # the kernel killed for memory meanwhile, and this process was large
 
     @property
     def code(self) -> int | None:
@@ -54,6 +71,7 @@ def judge(end: Mapping[str, Any] | None, seen: Exit, **facts: Any) -> Outcome:
         exit_code=seen.code,
         signal=seen.signal_name,
         failure=_failure(end) if end is not None and reason not in (*_STOPS, Reason.SUCCEEDED) else None,
+        bad_step=_whole(end.get("bad_step")) if end is not None and reason is Reason.DIVERGED else None,
         **facts,
     )
 
@@ -75,9 +93,12 @@ def _reason(end: Mapping[str, Any] | None, seen: Exit) -> tuple[Reason, str]:
 
 
 def _asked(asked: Reason, seen: Exit, told: Reason | None) -> tuple[Reason, str]:
+    why = seen.why or _OBEYED[asked]
     if told is None and seen.killed_by_us:
-        return asked, f"{_OBEYED[asked]}; it did not stop within its grace and was killed"
-    return asked, _OBEYED[asked]
+        return asked, f"{why}; it did not stop within its grace and was killed"
+    if asked is Reason.STALLED and told in _STOPS:
+        return asked, f"{why}; asked to stop, it went on to its next boundary and stopped there"
+    return asked, why
 
 
 def _told_detail(told: Reason, end: Mapping[str, Any]) -> str:
@@ -94,13 +115,21 @@ def _silent(seen: Exit) -> tuple[Reason, str]:
     """Without an end line: the process died on the way."""
     if seen.signal_name is not None:
         if seen.signal_name == "SIGKILL" and seen.out_of_memory:
-            return Reason.OOM_HOST, "the kernel killed it because the host's memory was full: use less, or add memory"
-        return Reason.KILLED, f"the training process was killed ({seen.signal_name})"
+            return Reason.OOM_HOST, "the kernel killed it because the memory was full: use less, or add memory"
+        return Reason.KILLED, f"the training process was killed ({seen.signal_name}), {_sender(seen.signal_name)}"
     if seen.code is None:
         return Reason.KILLED, "the training process is gone, and nobody saw how it ended"
     if seen.code == 0:
         return Reason.USER_ERROR, "exited 0 without finishing: the program left by os._exit or the like; let it return"
-    return Reason.USER_ERROR, f"exited with code {seen.code} without finishing: its output tells more"
+    meaning = f" ({EXIT_CODES[seen.code]})" if seen.code in EXIT_CODES else ""
+    return Reason.USER_ERROR, f"exited with code {seen.code}{meaning} without finishing: its output tells more"
+
+
+def _sender(name: str) -> str:
+    """Who is behind a signal that we did not send; of SIGKILL and the like the kernel does not say."""
+    if name in _OF_ITS_OWN:
+        return _OF_ITS_OWN[name]
+    return "not by Trackside: the kernel does not say by whom"
 
 
 def _status(seen: Exit) -> str:
@@ -113,3 +142,7 @@ def _failure(end: Mapping[str, Any]) -> Failure | None:
         return None
     known = {name: error.get(name) for name in ("type", "message", "traceback")}
     return Failure(**{name: value[:_MAX_CHARS] if isinstance(value, str) else None for name, value in known.items()})
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trackside.models import Job, Slot
-from trackside.sdk.context import AttemptContext, Program, ResumePoint
+from trackside.sdk.context import STACKS_FILE, AttemptContext, Program, ResumePoint
 from trackside.snapshots import unpack
 from trackside.store import Store
 
@@ -37,6 +37,10 @@ class Folders:
     @property
     def output(self) -> Path:
         return self.root / "output.log"
+
+    @property
+    def stacks(self) -> Path:
+        return self.root / STACKS_FILE
 
     @property
     def page(self) -> Path:

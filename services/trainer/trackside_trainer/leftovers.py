@@ -14,7 +14,7 @@ from trackside.errors import ConfigurationError, Fenced, NotFound
 from trackside.models import AttemptState, Outcome, Reason
 from trackside.sdk.page import ControlPage
 from trackside.store import Store
-from trackside_trainer import launch
+from trackside_trainer import evidence, launch
 from trackside_trainer.ending import Exit, judge
 from trackside_trainer.folders import Folders
 from trackside_trainer.patience import Patience
@@ -107,14 +107,16 @@ class Leftover:
         first, last = self._steps()
         noticed = int((time.monotonic() - self._seen_s) * 1000)
         end = end_record(self._folders.journal)
+        seen = evidence.bounded((self._death, evidence.last_lines(self._folders.output)))
         if end is None:
             return Outcome(
                 reason=Reason.KILLED, detail=self._death, signal="SIGKILL" if "SIGKILL" in self._death else None,
-                first_step=first, last_step=last, seen_by=self._by, noticed_after_ms=noticed,
+                first_step=first, last_step=last, evidence=seen, seen_by=self._by, noticed_after_ms=noticed,
             )  # fmt: skip
         return judge(
-            end, Exit(status=None), first_step=first, last_step=last, seen_by=self._by, noticed_after_ms=noticed
-        )
+            end, Exit(status=None), first_step=first, last_step=last, evidence=seen, seen_by=self._by,
+            noticed_after_ms=noticed,
+        )  # fmt: skip
 
     def _steps(self) -> tuple[int | None, int | None]:
         try:

@@ -12,6 +12,7 @@ from trackside.errors import ConfigurationError
 from trackside.sdk import encode
 
 ENVIRONMENT: Final = "TRACKSIDE_ATTEMPT"
+STACKS_FILE: Final = "stacks.txt"  # in the attempt's folder: the stacks of all threads, each time SIGUSR2 came
 VERSION: Final = 1
 
 ProgramKind = Literal["script", "module", "function"]

@@ -2,7 +2,7 @@
 
     0  magic        1  command, written by the worker      2  completed steps      3  total, -1 unknown
     4  first step of this attempt, -1 none yet             5  phase                6  last boundary, monotonic ns
-    7  free
+    7  when the program last showed before its first step that it uses the SDK, monotonic ns, 0 never
 
 Each field is one aligned 64-bit word, so that a reader never sees half a value. Only the worker writes field 1,
 and only the attempt writes the others, so that no lock is needed.
@@ -21,7 +21,7 @@ from trackside.errors import ConfigurationError
 
 SIZE_BYTES: Final = 64
 MAGIC: Final = 0x545253
-_COMMAND, _COMPLETED, _TOTAL, _FIRST, _PHASE, _BOUNDARY = range(1, 7)
+_COMMAND, _COMPLETED, _TOTAL, _FIRST, _PHASE, _BOUNDARY, _OPENED = range(1, 8)
 
 
 class Command(IntEnum):
@@ -153,3 +153,12 @@ class ControlPage:
     def boundary_ns(self) -> int | None:
         """CLOCK_MONOTONIC at the last boundary, comparable on this host only; None before the first."""
         return self._words[_BOUNDARY] or None
+
+    @property
+    def opened_ns(self) -> int | None:
+        """CLOCK_MONOTONIC when the program last used the SDK outside of its step loop; None if it never did."""
+        return self._words[_OPENED] or None
+
+    def opened(self) -> None:
+        """Say that the program uses the SDK, now."""
+        self._words[_OPENED] = time.monotonic_ns()

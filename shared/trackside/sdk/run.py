@@ -122,6 +122,8 @@ class Run:
 
         Raises TypeError, naming the key, for what is no number.
         """
+        if not self._looping:
+            self._page.opened()
         values: dict[str, Plain | Arriving] = {}
         arriving = False
         for key, value in metrics.items():
@@ -181,6 +183,10 @@ class Run:
         self._asked_to_stop = reason
         if not self._looping:
             raise StopRequested(reason)
+
+    def opened(self) -> None:
+        """Say that the script uses this run: from here on it is expected to come to its first step."""
+        self._page.opened()
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Write a record of any kind; for the runner."""
@@ -285,6 +291,7 @@ def init(*, name: str | None = None, params: Mapping[str, Any] | None = None) ->
 
         run = local_run(name, params or {})
         set_current(run)
+    run.opened()
     return run
 
 

@@ -25,13 +25,12 @@ from typing import IO, Any, Final
 
 from trackside.errors import ConfigurationError, StopRequested
 from trackside.sdk import outcome, program
-from trackside.sdk.context import ENVIRONMENT, AttemptContext
+from trackside.sdk.context import ENVIRONMENT, STACKS_FILE, AttemptContext
 from trackside.sdk.journal import now_ms
 from trackside.sdk.outcome import Outcome
 from trackside.sdk.page import Command, ControlPage, Phase
 from trackside.sdk.run import Run, set_current
 
-STACKS_FILE: Final = "stacks.txt"
 _KEPT: Final[list[IO[str]]] = []
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 

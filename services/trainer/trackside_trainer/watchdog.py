@@ -1,0 +1,131 @@
+"""Sees to it that a hung training process ends, and that it is known afterwards where it hung.
+
+It looks at nothing but the control page, so it works while the bus is away. When a limit is passed the process is
+asked for the stacks of all its threads first; one that makes a step meanwhile is left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from trackside import processes
+from trackside.config import Settings
+from trackside.sdk.page import ControlPage
+from trackside_trainer.progress import Limits, Progress, Seen, Slowdown, Stall
+
+_DUMP_WAIT_S: Final = 2.0
+_DUMP_MAX_CHARS: Final = 6_000
+_SLOW_S: Final = 5.0
+_STATES: Final = {
+    "T": "stopped by a signal (SIGSTOP)",
+    "t": "stopped by a debugger",
+    "D": "waiting in the kernel, which no signal ends",
+    "S": "sleeping",
+    "R": "busy",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hung:
+    """The verdict: what was missed, and what the process looked like then."""
+
+    detail: str
+    evidence: tuple[str, ...]
+
+
+class Watchdog:
+    """Watches one process; `look` is called often and never waits."""
+
+    def __init__(self, settings: Settings, page: ControlPage, pid: int, stacks: Path, output: Path) -> None:
+        self._page, self._pid, self._stacks, self._output = page, pid, stacks, output
+        self._progress = Progress(
+            Limits(
+                step_s=settings.stall_limit_s,
+                floor_s=settings.stall_floor_s,
+                startup_s=settings.startup_limit_s,
+                save_s=settings.save_limit_s,
+                slow_s=_SLOW_S / settings.scale,
+            )
+        )
+        self._stalled: Stall | None = None
+        self._state = ""
+        self._dump_from = self._dump_size = 0
+        self._dump_by_s = 0.0
+        self._dump_wait_s = max(0.5, _DUMP_WAIT_S / settings.scale)
+
+    def look(self, note: Callable[[str], object]) -> Hung | None:
+        """Look at the page; remarks go to `note`, and a verdict comes once the stacks are there or overdue."""
+        page = self._page
+        found = self._progress.look(
+            Seen(
+                now_s=time.monotonic(),
+                completed=page.completed,
+                first=page.first,
+                phase=page.phase,
+                boundary_ns=page.boundary_ns,
+                opened_ns=page.opened_ns,
+            )
+        )
+        if isinstance(found, Slowdown):
+            note(str(found))
+        stall = found if isinstance(found, Stall) else None
+        if self._stalled is not None and stall is None:
+            note(f"{self._stalled}; it went on by itself")
+            self._stalled = None
+        elif self._stalled is not None:
+            return self._verdict(self._stalled)
+        elif stall is not None:
+            self._begin(stall)
+        return None
+
+    def _begin(self, stall: Stall) -> None:
+        self._stalled = stall
+        found = processes.look(self._pid)
+        self._state = found.state if found is not None else "?"
+        self._dump_from = self._dump_size = _size(self._stacks)
+        self._dump_by_s = time.monotonic() + self._dump_wait_s
+        with suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGUSR2)
+
+    def _verdict(self, stall: Stall) -> Hung | None:
+        size = _size(self._stacks)
+        settled, self._dump_size = size > self._dump_from and size == self._dump_size, size
+        if not settled and time.monotonic() < self._dump_by_s:
+            return None
+        state = f"the process was {_STATES.get(self._state, f'in state {self._state}')}"
+        dump = self._dump()
+        self._tell_output(f"{stall}; {state}", dump)
+        stacks = f"stacks of its threads:\n{dump}" if dump else "stacks of its threads: it did not answer"
+        return Hung(detail=str(stall), evidence=(state, stacks))
+
+    def _dump(self) -> str:
+        try:
+            with self._stacks.open("rb") as file:
+                file.seek(self._dump_from)
+                text = file.read(16 * _DUMP_MAX_CHARS).decode("utf-8", "replace").strip()
+        except OSError:
+            return ""
+        return text if len(text) <= _DUMP_MAX_CHARS else f"...\n{text[-_DUMP_MAX_CHARS:]}"  # the main thread comes last
+
+    def _tell_output(self, why: str, dump: str) -> None:
+        """Put it where whoever reads the output looks; a disk that does not take it has the outcome say it alone."""
+        with suppress(OSError):
+            fd = os.open(self._output, os.O_WRONLY | os.O_APPEND)
+            try:
+                os.write(fd, f"\n[trackside] {why}; the process is asked to stop\n{dump}\n".encode())
+            finally:
+                os.close(fd)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

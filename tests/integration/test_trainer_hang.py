@@ -1,0 +1,214 @@
+"""A training process that hangs is found, asked where it hangs, and ended; one that only works is left alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import redis
+
+from trackside.bus import streams
+from trackside.bus.acl import USERS
+from trackside.models import Job, Outcome, Reason
+from trackside.server import EmbeddedServer
+from trackside.testing import wait_until
+from trainer_harness import Trainer, lives, steps_script
+
+LIMIT_S = 1.0  # learned from steps of 10 ms: the floor
+GRACE_S = 1.0
+DUMP_S = 0.5
+
+
+@pytest.fixture(scope="module")
+def urls(redis_server: EmbeddedServer) -> Mapping[str, str]:
+    found = {user: redis_server.url(user) for user in (*USERS, "tester")}
+    with redis.Redis.from_url(found["tester"]) as client:
+        client.flushall()
+    return found
+
+
+@pytest.fixture(scope="module")
+def trainer(urls: Mapping[str, str]) -> Iterator[Trainer]:
+    home = Path(tempfile.mkdtemp(prefix="ts-"))
+    settings = {
+        "stop_grace_s": GRACE_S,
+        "stall_limit_s": 30,
+        "stall_floor_s": LIMIT_S,
+        "startup_limit_s": 2,
+        "save_limit_s": 30,
+    }
+    with Trainer(home, urls, settings=settings) as trainer:
+        yield trainer
+    shutil.rmtree(home, ignore_errors=True)
+
+
+HANGS = """
+import itertools, threading, time, trackside
+run = trackside.init()
+lock = threading.Lock()
+def wait_for_a_lock():
+    lock.acquire()
+    lock.acquire()
+def hold_the_interpreter():
+    sum(itertools.repeat(0))
+for step in run.steps(1000):
+    time.sleep(0.01)
+    if step == 50:
+        {how}
+"""
+
+
+def notes(trainer: Trainer, job: Job) -> list[str]:
+    history = streams.history(trainer.client, job.id)
+    return [event.data["text"] for _, event in history if event.cause == "note" and "text" in event.data]
+
+
+def ended_after_hang(trainer: Trainer, job: Job) -> tuple[Outcome, float]:
+    """The outcome, and the seconds from the last step to its being on record."""
+    last: list[float] = []
+
+    def stepped() -> bool:
+        beat = trainer.beat()
+        if beat is not None and beat.job == job.id and (beat.step or 0) >= 49:
+            last.append(time.monotonic() - (beat.step_age_s or 0.0))
+            return True
+        return False
+
+    wait_until(stepped, 20, "the script did not come to its hang")
+    return trainer.ended(job, 20), time.monotonic() - last[0]
+
+
+@pytest.mark.parametrize("how", ["wait_for_a_lock()", "hold_the_interpreter()"])
+def test_a_hung_process_is_dumped_asked_and_killed(trainer: Trainer, how: str) -> None:
+    job = trainer.assign(HANGS.format(how=how))
+
+    outcome, took_s = ended_after_hang(trainer, job)
+
+    assert (outcome.reason, outcome.signal, outcome.last_step) == (Reason.STALLED, "SIGKILL", 49)
+    assert (outcome.detail or "").startswith("no step for 1.0 s (limit 1 s, learned from its median step of 0.01")
+    assert "it did not stop within its grace and was killed" in (outcome.detail or "")
+    state, stacks, *_ = outcome.evidence
+    assert state.startswith("the process was ")
+    assert how.rstrip("()") in stacks
+    assert "[trackside] no step for" in trainer.output(job)
+    assert how.rstrip("()") in trainer.output(job)
+    assert LIMIT_S + GRACE_S < took_s < LIMIT_S + DUMP_S + GRACE_S + 1.5
+    print(f"{how} -> ended: {took_s:.2f} s after its last step")
+
+
+def test_a_stopped_process_goes_on_to_its_boundary_and_stops_there(trainer: Trainer) -> None:
+    job = trainer.assign(steps_script(100_000, 0.01))
+    pid = trainer.running(job, step=30)
+    os.kill(pid, signal.SIGSTOP)
+
+    outcome = trainer.ended(job, 20)
+
+    assert (outcome.reason, outcome.exit_code) == (Reason.STALLED, 75)
+    assert "stopped by a signal" in outcome.evidence[0]
+    assert not lives(pid)
+
+
+def test_a_process_that_is_stopped_again_and_again_is_killed(trainer: Trainer) -> None:
+    script = HANGS.format(how="import os, signal\n        while True: os.kill(os.getpid(), signal.SIGSTOP)")
+    outcome, _ = ended_after_hang(trainer, trainer.assign(script))
+    assert (outcome.reason, outcome.signal) == (Reason.STALLED, "SIGKILL")
+
+
+def test_a_script_that_never_comes_to_its_first_step_is_judged_by_the_limit_for_starting(trainer: Trainer) -> None:
+    outcome = trainer.ended(trainer.assign("import time, trackside\ntrackside.init()\ntime.sleep(600)\n"), 20)
+    assert outcome.reason is Reason.STALLED
+    assert (outcome.detail or "").startswith("no first step for 2.0 s (limit 2 s)")
+
+
+def test_a_script_without_the_sdk_may_be_as_silent_as_it_likes(trainer: Trainer) -> None:
+    outcome = trainer.ended(trainer.assign("import time\ntime.sleep(4)\n"), 20)
+    assert outcome.reason is Reason.SUCCEEDED
+
+
+SLOW_SAVES = """
+import time, torch, trackside
+
+class Slow(torch.nn.Linear):
+    def state_dict(self, *args, **kwargs):
+        time.sleep(1.6)
+        return super().state_dict(*args, **kwargs)
+
+run = trackside.init()
+run.checkpointer(model=Slow(2, 1), every=40)
+for step in run.steps(100):
+    time.sleep(0.01)
+"""
+
+
+def test_checkpoints_longer_than_the_limit_are_no_hang(trainer: Trainer) -> None:
+    job = trainer.assign(SLOW_SAVES)
+    assert trainer.ended(job, 30).reason is Reason.SUCCEEDED
+    assert notes(trainer, job) == []
+
+
+SLOWING = """
+import time, trackside
+run = trackside.init()
+for step in run.steps(120):
+    time.sleep(0.01 if step < 80 else 0.1)
+"""
+
+
+def test_slower_steps_are_told_once(trainer: Trainer) -> None:
+    job = trainer.assign(SLOWING)
+    assert trainer.ended(job, 30).reason is Reason.SUCCEEDED
+    (text,) = notes(trainer, job)
+    assert text.startswith("steps have become slow: 0.1")
+
+
+def test_a_hang_is_found_while_the_server_is_away(trainer: Trainer, redis_server: EmbeddedServer) -> None:
+    job = trainer.assign(steps_script(100_000, 0.01))
+    pid = trainer.running(job, step=30)
+    server = redis_server.pid
+    assert server is not None
+    os.kill(server, signal.SIGSTOP)
+    try:
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: not lives(pid), 20, "the stopped process was not ended")
+    finally:
+        os.kill(server, signal.SIGCONT)
+    assert trainer.ended(job, 20).reason is Reason.STALLED
+
+
+def test_a_limit_for_each_attempt_saves_and_ends_it(trainer: Trainer) -> None:
+    outcome = trainer.ended(trainer.assign(steps_script(100_000, 0.01), attempt_timeout_s=0.7), 20)
+    assert (outcome.reason, outcome.detail) == (Reason.TIMEOUT, "the limit of 0.7 s for one attempt was reached")
+
+
+CRASH = """
+import ctypes, trackside
+print("about to crash")
+ctypes.string_at(0)
+"""
+
+
+def test_a_crash_in_native_code_says_where(trainer: Trainer) -> None:
+    outcome = trainer.ended(trainer.assign(CRASH), 20)
+    assert (outcome.reason, outcome.signal) == (Reason.KILLED, "SIGSEGV")
+    assert outcome.detail == "the training process was killed (SIGSEGV), a crash in native code"
+    dump, output = outcome.evidence
+    assert dump.startswith("Fatal Python error: Segmentation fault")
+    assert 'train.py", line 4' in dump
+    assert "about to crash" in output
+
+
+def test_whoever_is_killed_leaves_its_last_words(trainer: Trainer) -> None:
+    job = trainer.assign(steps_script(10_000, 0.01))
+    pid = trainer.running(job, step=30)
+    os.kill(pid, signal.SIGKILL)
+    outcome = trainer.ended(job)
+    assert "not by Trackside" in (outcome.detail or "")
+    (output,) = outcome.evidence
+    assert output.startswith("last output:\nstep ")
+    assert len(output.splitlines()) == 21

@@ -1,0 +1,80 @@
+"""What an ending is judged by: bounded, and not taken from somebody else's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trackside_trainer import evidence
+from trackside_trainer.evidence import MAX_CHARS, MemoryKills, bounded, crash_dump, last_lines, was_large
+
+
+def test_the_last_twenty_lines_are_kept_each_bounded(tmp_path: Path) -> None:
+    output = tmp_path / "output.log"
+    assert last_lines(output) is None
+    output.write_text("".join(f"line {at}\n\n" for at in range(50)) + "x" * 10_000 + "\n")
+    text = last_lines(output) or ""
+    assert text.splitlines()[:2] == ["last output:", "line 31"]
+    assert len(text.splitlines()) == 21
+    assert len(text) < 600
+
+
+def test_a_crash_dump_is_found_without_its_list_of_modules(tmp_path: Path) -> None:
+    output = tmp_path / "output.log"
+    output.write_text(
+        "step 1\nFatal Python error: Segmentation fault\n\nThread 0x1 (most recent call first):\n  File x\n\n"
+        "Extension modules: numpy, torch (total: 2)\n"
+    )
+    assert crash_dump(output) == (
+        "Fatal Python error: Segmentation fault\n\nThread 0x1 (most recent call first):\n  File x"
+    )
+    assert last_lines(output, before_crash=True) == "last output:\nstep 1"
+    output.write_text("step 1\n")
+    assert crash_dump(output) is None
+
+
+def test_evidence_is_bounded_in_bytes_and_the_first_counts_most() -> None:
+    kept = bounded([None, "", "a" * 3000, "ä" * 4000, "last"])
+    assert kept[0] == "a" * 3000
+    assert kept[1].endswith("ä\n...")
+    assert len(kept) == 2
+    assert sum(len(text.encode()) for text in kept) <= MAX_CHARS
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "kills"),
+    [
+        (MemoryKills(count=3, where="a"), MemoryKills(count=1, where="a"), 2),
+        (MemoryKills(count=3, where="a"), MemoryKills(count=1, where="b"), 0),
+        (MemoryKills(count=None, where=""), MemoryKills(count=1, where="a"), 0),
+        (MemoryKills(count=1, where="a"), MemoryKills(count=3, where="a"), 0),
+    ],
+)
+def test_memory_kills_are_compared_only_with_their_like(now: MemoryKills, before: MemoryKills, kills: int) -> None:
+    assert now.since(before) == kills
+
+
+def test_the_nearest_cgroup_is_asked_before_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (proc / "self" / "cgroup").write_text("0::/jobs/one\n")
+    (proc / "vmstat").write_text("oom_kill 70\n")
+    monkeypatch.setattr(evidence, "_PROC", proc)
+    monkeypatch.setattr(evidence, "_CGROUPS", groups)
+    monkeypatch.setattr(evidence, "_COUNTERS", ((proc / "vmstat", "the host"),))
+    assert MemoryKills.now() == MemoryKills(count=70, where="the host")
+
+    (groups / "jobs" / "one").mkdir(parents=True)
+    (groups / "jobs" / "one" / "memory.events").write_text("low 0\noom_kill 2\n")
+    (groups / "memory.events").write_text("oom_kill 9\n")
+    (groups / "jobs" / "memory.max").write_text(f"{64 * 2**20}\n")
+    assert MemoryKills.now() == MemoryKills(count=2, where="this cgroup")
+    assert evidence.memory_limit_mib() == 64.0
+
+
+def test_a_small_process_is_not_what_the_kernel_looked_for() -> None:
+    assert was_large(60.0, 64.0)
+    assert not was_large(6.0, 64.0)
+    assert not was_large(None, 64.0)
+    assert not was_large(6.0, None)
