@@ -263,7 +263,7 @@ class Store:
             attempt = Attempt(
                 job=job_id, number=number, state=AttemptState.ASSIGNED, slot=slot.id, host=slot.host, assigned_at_ms=now
             )
-            event = self._event(new, EventKind.ASSIGNED, now, cause="slot free", slot=slot.id, host=slot.host)
+            event = self.job_event(new, EventKind.ASSIGNED, now, cause="slot free", slot=slot.id, host=slot.host)
 
             def also(pipe: Pipeline) -> None:
                 streams.open_attempt(pipe, job_id, number)
@@ -283,7 +283,7 @@ class Store:
             if attempt.state is not AttemptState.ASSIGNED or job.state.terminal:
                 raise Fenced(f"attempt {number} of {job_id!r} is {attempt.state}, the job {job.state}: not to be run")
             started = replace(attempt, state=AttemptState.RUNNING, worker_pid=worker_pid, started_at_ms=now)
-            event = self._event(job, EventKind.STARTED, now, slot=attempt.slot, worker_pid=worker_pid)
+            event = self.job_event(job, EventKind.STARTED, now, slot=attempt.slot, worker_pid=worker_pid)
             if job.state is not JobState.QUEUED:  # a cancel came in between: the worker sees it at its first look
                 return Change(job=job, attempt=started, events=(event,))
             changes: dict[str, Any] = {"first_started_at_ms": job.first_started_at_ms or now}
@@ -300,7 +300,7 @@ class Store:
             if attempt.state is AttemptState.ENDED:
                 raise Fenced(f"attempt {number} of {job_id!r} has ended already")
             known = {name: value for name, value in facts.items() if name in Attempt.__dataclass_fields__}
-            event = self._event(job, kind, now, cause=cause, **facts)
+            event = self.job_event(job, kind, now, cause=cause, **facts)
             return Change(job=job, attempt=replace(attempt, **known), events=(event,))
 
         return self.change(job_id, decide)
@@ -325,7 +325,7 @@ class Store:
                 barren=0 if progress else job.barren,
             )
             facts: dict[str, Any] = {"name": checkpoint.name, "step": checkpoint.step, "digest": checkpoint.digest}
-            event = self._event(job, EventKind.CHECKPOINT, now, **facts)
+            event = self.job_event(job, EventKind.CHECKPOINT, now, **facts)
             return Change(job=new, attempt=attempt, events=(event,))
 
         return self.change(job_id, decide)
@@ -351,7 +351,7 @@ class Store:
                 "noticed_after_ms": outcome.noticed_after_ms,
                 "detail": outcome.detail,
             }
-            event = self._event(job, EventKind.ENDED, now, cause=outcome.reason.value, **facts)
+            event = self.job_event(job, EventKind.ENDED, now, cause=outcome.reason.value, **facts)
             return Change(job=new, attempt=ended, events=(event,))
 
         return self.change(job_id, decide)
@@ -500,7 +500,8 @@ class Store:
             raise Fenced(f"attempt {number} of {job.id!r} is fenced: attempt {job.attempt} owns the job", job=job.id)
         return self.attempt(job.id, number)
 
-    def _event(self, job: Job, kind: EventKind, now: int, *, cause: str | None = None, **data: Any) -> Event:
+    def job_event(self, job: Job, kind: EventKind, now: int, *, cause: str | None = None, **data: Any) -> Event:
+        """An event about a job's newest attempt."""
         facts = {name: value for name, value in data.items() if value is not None}
         return Event(
             kind=kind, at_ms=now, job=job.id, attempt=job.attempt or None, cause=cause, by=self._by, data=facts

@@ -6,14 +6,34 @@ first, the record last, because only the record says that the act is done.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 from trackside import logs, retry
 from trackside.bus.client import Pipeline
 from trackside.config import Settings
-from trackside.models import ACTIVE, Attempt, Job, JobState, Outcome, Slot
+from trackside.models import (
+    ACTIVE,
+    Attempt,
+    Breaker,
+    BreakerState,
+    EventKind,
+    Job,
+    JobSpec,
+    JobState,
+    Outcome,
+    Reason,
+    Slot,
+)
 from trackside.store import Change, Store
-from trackside_supervisor.recovery import Decision, Policy, decide
+from trackside_supervisor import breaker as breakers_
+from trackside_supervisor import parents
+from trackside_supervisor.crashpoints import here
+from trackside_supervisor.recovery import SELFTEST, Decision, Policy, decide
+
+BACKOFF_OVER: Final = "backoff over"
+PARENTS_SUCCEEDED: Final = "parents succeeded"
+FREE_SLOT: Final = "waits for a free slot"
 
 
 class Actions:
@@ -32,6 +52,13 @@ class Actions:
                 failures, first_s=settings.backoff_first_s, max_s=settings.backoff_max_s
             ),
         )
+        self._limits = breakers_.Limits(
+            after=settings.breaker_after,
+            rest_s=lambda openings: retry.rest_s(
+                openings, first_s=settings.breaker_first_s, max_s=settings.breaker_max_s
+            ),
+        )
+        self.breakers: dict[str, Breaker] = {}  # as last read or written, by slot
 
     def assign(self, job: Job, slot: Slot) -> Job:
         """Give a queued job's next attempt to a slot."""
@@ -39,7 +66,9 @@ class Actions:
         def push(pipe: Pipeline, new: Job) -> None:
             self._queue.push(pipe, self._rq, new.id, new.attempt, slot.id)
 
+        here("before assign")
         assigned = self._store.assign(job.id, slot, push)
+        here("after assign")
         self._log.info("assigned", job=job.id, attempt=assigned.attempt, slot=assigned.slot)
         return assigned
 
@@ -51,24 +80,58 @@ class Actions:
                 return None
             inputs = {"retry_at_ms": now_job.retry_at_ms}
             return self._store.moved(
-                now_job, JobState.QUEUED, now_ms, cause="backoff over", detail="waits for a free slot", inputs=inputs
+                now_job, JobState.QUEUED, now_ms, cause=BACKOFF_OVER, detail=FREE_SLOT, inputs=inputs
             )
 
-        return self._store.change(job.id, turn)
+        here("before requeue")
+        queued = self._store.change(job.id, turn)
+        here("after requeue")
+        return queued
+
+    def heed_parents(self, job: Job, verdict: parents.Verdict) -> Job:
+        """Fail a job whose parent did not succeed; say that one waits for a slot now that all have."""
+
+        def turn(now_job: Job, now_ms: int) -> Change | None:
+            if not parents.waits(now_job):
+                return None
+            if verdict.answer == "failed":
+                inputs = {"parent": verdict.parent, "parent_state": verdict.state and verdict.state.value}
+                return self._store.moved(
+                    now_job, JobState.FAILED, now_ms, cause=parents.RULE, detail=verdict.detail, inputs=inputs
+                )
+            if now_job.detail == FREE_SLOT:
+                return None
+            event = self._store.job_event(now_job, EventKind.NOTE, now_ms, cause=PARENTS_SUCCEEDED)
+            return Change(job=replace(now_job, detail=FREE_SLOT), events=(event,))
+
+        if verdict.answer == "ready" and job.detail == FREE_SLOT:
+            return job
+        here("before parents")
+        heeded = self._store.change(job.id, turn)
+        here("after parents")
+        return heeded
 
     def end_lost(self, job: Job, attempt: Attempt, outcome: Outcome) -> Job:
         """Close an attempt that nobody can report any more."""
+        here("before discard")
         self._queue.discard(self._rq, job.id, attempt.number, attempt.slot)
+        here("after discard")
         ended = self._store.end_attempt(job.id, attempt.number, outcome)
+        here("after end")
         self._log.warning("attempt_lost", job=job.id, attempt=attempt.number, slot=attempt.slot, detail=outcome.detail)
         return ended
 
     def conclude(self, job: Job, attempt: Attempt, previous: Attempt | None) -> Job:
         """Decide what becomes of a job whose newest attempt has ended, and write it with its inputs."""
         made: list[Decision] = []
+        before = self._store.breakers([attempt.slot]).get(attempt.slot, Breaker(slot=attempt.slot))
+        reason = attempt.outcome.reason if attempt.outcome else Reason.LOST
+        after = before
 
         def turn(now_job: Job, now_ms: int) -> Change | None:
+            nonlocal after
             made.clear()
+            after = before
             over = now_job.attempt == attempt.number and now_job.slot is None
             if not over or now_job.state not in ACTIVE:
                 return None
@@ -77,15 +140,66 @@ class Actions:
             fields: dict[str, Any] = {"failures": decision.failures, "barren": decision.barren}
             if decision.retry_at_ms is not None:
                 fields["retry_at_ms"] = decision.retry_at_ms
-            return self._store.moved(
+            change = self._store.moved(
                 now_job, decision.state, now_ms, cause=decision.rule, detail=decision.detail, inputs=decision.inputs,
                 **fields,
             )  # fmt: skip
+            after = breakers_.observe(before, job.id, reason, self._limits, now_ms)
+            return change if after == before else self._with_breaker(change, before, after, reason, now_ms)
 
+        here("before conclude")
         concluded = self._store.change(job.id, turn)
+        here("after conclude")
+        self.breakers[attempt.slot] = after
         for decision in made:
             self._log.info(
                 "decided", job=job.id, attempt=attempt.number, rule=decision.rule, state=decision.state.value,
                 **{name: value for name, value in decision.inputs.items() if name not in ("attempt", "state")},
             )  # fmt: skip
         return concluded
+
+    def _with_breaker(self, change: Change, old: Breaker, new: Breaker, reason: Reason, now_ms: int) -> Change:
+        """The same change with the slot's breaker in its transaction, so that no end counts twice or not at all."""
+        told = change.events
+        if new.state is not old.state:
+            event = self._store.slot_event(
+                new.slot, now_ms, cause=f"breaker {new.state}", job=change.job.id, reason=reason.value,
+                failed=list(new.failed or old.failed), openings=new.openings, until_ms=new.until_ms,
+            )  # fmt: skip
+            told = (*told, event)
+        return replace(change, events=told, also=lambda pipe: self._store.write_breaker(pipe, new))
+
+    # -- breakers --------------------------------------------------------------------------------------------------
+
+    def tend_breakers(self, slots: list[Slot], now_ms: int) -> list[Job]:
+        """Send a self-test to each slot that has rested; returns the self-tests' jobs."""
+        self.breakers = self._store.breakers(slot.id for slot in slots)
+        sent: list[Job] = []
+        for slot in slots:
+            breaker = self.breakers.get(slot.id)
+            if breaker is None or slot.cordoned:
+                continue
+            if breakers_.rested(breaker, now_ms):
+                sent.append(self._probe(breaker, slot))
+            elif breaker.state is BreakerState.PROBING and self._is_over(breaker.probe or ""):
+                again = breakers_.unanswered(breaker, self._limits, now_ms)
+                self._move(breaker, again, cause="self-test went away")
+        return sent
+
+    def _probe(self, breaker: Breaker, slot: Slot) -> Job:
+        here("before probe")
+        spec = JobSpec(program=SELFTEST, device=slot.kind, retries=0, slot=slot.id, priority="high")
+        job = self._store.submit(breakers_.probe_id(breaker), "self-test", spec)
+        here("after probe submitted")
+        self._move(breaker, breakers_.probing(breaker, job.id), cause="breaker probing", job=job.id)
+        here("after probe")
+        return job
+
+    def _is_over(self, job_id: str) -> bool:
+        return all(job.state.terminal for job in self._store.jobs([job_id]))
+
+    def _move(self, old: Breaker, new: Breaker, *, cause: str, **data: Any) -> None:
+        facts = {"openings": new.openings, "until_ms": new.until_ms, **data}
+        if self._store.move_breaker(old, new, cause=cause, **facts):
+            self.breakers[new.slot] = new
+            self._log.warning(cause.replace(" ", "_"), slot=new.slot, **facts)

@@ -1,7 +1,8 @@
 """The supervisor's process: hold the lease, look, decide, act, and wait for the next event.
 
 One tick, in order: renew the lease; take in the events since the last look; end attempts that nobody can report any
-more; decide about jobs whose attempt has ended; let backoffs run out; give queued jobs to free slots. Every act is a
+more; decide about jobs whose attempt has ended; let backoffs run out; heed the jobs that others wait for; send
+self-tests to slots that have rested; give queued jobs to free slots. Every act is a
 transaction that is refused if the lease is gone or the job has changed, so it may be killed between any two.
 """
 
@@ -22,7 +23,9 @@ from trackside.config import Settings
 from trackside.errors import BusError, Conflict, NotFound, TracksideError
 from trackside.models import ACTIVE, Attempt, AttemptState, Beat, Job, JobState, Role
 from trackside.store import Store
+from trackside_supervisor import crashpoints, parents
 from trackside_supervisor.actions import Actions
+from trackside_supervisor.crashpoints import here
 from trackside_supervisor.placement import free_slots, place
 from trackside_supervisor.watch import Limits, Sight, lost
 
@@ -48,9 +51,10 @@ class Supervisor:
         )
         self._log = logs.get()
         self._jobs: dict[str, Job] = {}
+        self._ended: dict[str, JobState] = {}  # of jobs that others wait for; a terminal state stays
         self._cursor: str | None = None
         self._started_at_ms = self._clock.wall_ms()
-        self._beat_due_s = self._lease_due_s = self._resync_due_s = 0.0
+        self._beat_due_s = self._lease_due_s = self._resync_due_s = self._tend_due_s = 0.0
         self._last_look_s: float | None = None
         self._clear_from_s = 0.0
         self._stop = False
@@ -80,17 +84,21 @@ class Supervisor:
         now_s = self._clock.monotonic_s()
         self._notice_gap(now_s)
         leads = self._renew(now_s)
+        here("before beat")
         self._beat(now_s, leads)
         if not leads:
             self._clock.sleep_s(self._settings.tick_s)
             self._cursor = None
             return
+        here("before events")
         self._take_in(now_s)
+        here("before look")
         sight = self._look()
         try:
             self._act(sight)
         except Conflict as error:
             self._log.warning("act_refused", error=str(error))
+        here("after round")
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
@@ -161,6 +169,10 @@ class Supervisor:
             except TracksideError as error:
                 self._log.warning("job_skipped", job=job.id, error=str(error))
         self._jobs = {job_id: job for job_id, job in self._jobs.items() if not job.state.terminal}
+        if self._clock.monotonic_s() >= self._tend_due_s:
+            self._tend_due_s = self._clock.monotonic_s() + _RESYNC_S
+            for job in self._actions.tend_breakers(self._store.slots(), sight.now_ms):
+                self._jobs[job.id] = job
         self._place(sight)
 
     def _settle(self, job: Job, sight: Sight) -> Job:
@@ -168,6 +180,9 @@ class Supervisor:
         if job.state is JobState.WAITING:
             due = job.retry_at_ms is None or sight.now_ms >= job.retry_at_ms
             return self._actions.requeue(job) if due else job
+        if parents.waits(job):
+            verdict = self._verdict(job)
+            return job if verdict.answer == "waits" else self._actions.heed_parents(job, verdict)
         if job.slot is None and job.state not in ACTIVE:
             return job
         attempt = self._store.attempt(job.id, job.attempt)
@@ -179,16 +194,35 @@ class Supervisor:
             return self._actions.conclude(job, attempt, self._previous(attempt))
         return job
 
+    def _verdict(self, job: Job) -> parents.Verdict:
+        """What the jobs that this one waits for say; a record is read only while its end is not known."""
+        states: dict[str, JobState | None] = {}
+        for parent in job.spec.after:
+            live = self._jobs.get(parent)
+            states[parent] = live.state if live is not None else self._ended.get(parent)
+        unknown = [parent for parent, state in states.items() if state is None]
+        for found in self._store.jobs(unknown) if unknown else []:
+            states[found.id] = found.state
+            if found.state.terminal:
+                self._ended[found.id] = found.state
+        return parents.verdict(job, states)
+
     def _previous(self, attempt: Attempt) -> Attempt | None:
         return self._store.attempt(attempt.job, attempt.number - 1) if attempt.number > 1 else None
 
     def _place(self, sight: Sight) -> None:
-        queued = [job for job in self._jobs.values() if job.state is JobState.QUEUED and job.slot is None]
+        queued = [
+            job
+            for job in self._jobs.values()
+            if job.state is JobState.QUEUED
+            and job.slot is None
+            and not (parents.waits(job) and self._verdict(job).answer != "ready")
+        ]
         if not queued:
             return
         alive = {name: beat for name, beat in sight.beats.items() if sight.deadlines.get(name, 0) >= sight.now_ms}
         free = free_slots(self._store.slots(), self._jobs.values(), alive)
-        for job, slot in place(queued, free):
+        for job, slot in place(queued, free, self._actions.breakers):
             self._jobs[job.id] = self._actions.assign(job, slot)
 
     def _retire(self) -> None:
@@ -202,6 +236,7 @@ class Supervisor:
 def main(settings: Settings) -> int:
     """Run the supervisor in the foreground until SIGTERM or SIGINT."""
     logs.configure(settings, role="supervisor")
+    crashpoints.arm(os.environ.get(crashpoints.ENVIRONMENT))
     url = service_url(settings)
     supervisor = Supervisor(settings, connect(url, name="supervisor"), url)
     signal.signal(signal.SIGTERM, supervisor.stop)

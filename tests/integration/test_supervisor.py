@@ -1,0 +1,337 @@
+"""The supervisor against a real server: killed between any two steps, doubled, and frozen past its lease.
+
+The trainer is played by the test, through the store as a real one would, so that a whole life of jobs fits in a second.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from trackside.bus import beats, queue, streams
+from trackside.bus.client import Client, connect
+from trackside.config import Settings
+from trackside.errors import Conflict
+from trackside.models import (
+    AttemptState,
+    Beat,
+    CheckpointRef,
+    Event,
+    EventKind,
+    Job,
+    JobSpec,
+    JobState,
+    Outcome,
+    Program,
+    Reason,
+    Role,
+    Slot,
+)
+from trackside.store import Store
+from trackside.testing import wait_until
+from trackside_supervisor import crashpoints, service
+from trackside_supervisor.recovery import SELFTEST, replay
+
+pytestmark = pytest.mark.timeout(120)
+SPEC = JobSpec(program=Program(kind="script", target="train.py"), retries=9)
+SLOT = Slot(id="h-cpu0", host="h", kind="cpu", storage="disk")
+FORK = multiprocessing.get_context("fork")
+TIMES = {
+    "beat_s": 0.05, "beat_ttl_s": 0.2, "silent_margin_s": 0.1, "tick_s": 0.02, "lease_ttl_s": 0.5,
+    "backoff_first_s": 0.02, "backoff_max_s": 0.05, "breaker_first_s": 0.1, "breaker_max_s": 0.3,
+}  # fmt: skip
+
+
+def supervise(url: str, home: Path, crash_at: str | None) -> None:
+    """A supervisor's process."""
+    settings = Settings.from_environ({}, home=home, log_level="error", host="h", breaker_after=2, **TIMES)
+    crashpoints.arm(crash_at)
+    supervisor = service.Supervisor(settings, connect(url, name="supervisor"), url)
+    signal.signal(signal.SIGTERM, supervisor.stop)
+    supervisor.run()
+
+
+@dataclass
+class Supervisors:
+    """Supervisors in processes of their own."""
+
+    url: str
+    home: Path
+    started: list[multiprocessing.process.BaseProcess] = field(default_factory=list)
+
+    def start(self, crash_at: str | None = None) -> multiprocessing.process.BaseProcess:
+        process = FORK.Process(target=supervise, args=(self.url, self.home, crash_at))
+        process.start()
+        self.started.append(process)
+        return process
+
+    def end(self) -> None:
+        for process in self.started:
+            if process.is_alive() and process.pid is not None:
+                os.kill(process.pid, signal.SIGCONT)
+                process.kill()
+            process.join(10)
+
+
+@pytest.fixture
+def supervisors(bus_urls: Mapping[str, str], tmp_path: Path) -> Iterator[Supervisors]:
+    found = Supervisors(url=bus_urls["supervisor"], home=tmp_path)
+    yield found
+    found.end()
+
+
+class Trainer:
+    """Plays one slot: beats, claims what it is given, and ends each attempt as `script` says (its last line for ever).
+
+    An attempt that ends `lost` is left alone, as by a worker that was replaced, so that the supervisor has to end it.
+    """
+
+    def __init__(self, client: Client, scripts: Mapping[str, tuple[Reason, ...]]) -> None:
+        self.store = Store(client, by="worker:h-cpu0")
+        self.scripts = scripts
+        self.pid, self.born_ms = 10, 0
+        self.held: tuple[str, int] | None = None
+
+    def turn(self) -> None:
+        """Beat, and bring what is on the slot one step on."""
+        self._beat()
+        for job in self.store.jobs(self.store.live_job_ids()):
+            if job.slot != SLOT.id or self.held == (job.id, job.attempt):
+                continue
+            if self.store.attempt(job.id, job.attempt).state is AttemptState.ENDED:
+                continue
+            self.store.claim(job.id, job.attempt, worker_pid=self.pid)
+            script = self.scripts.get(job.id, (Reason.SUCCEEDED,))
+            reason = script[min(job.attempt, len(script)) - 1]
+            if job.attempt == 2:
+                name = f"step-{job.attempt}"
+                ref = CheckpointRef(name=name, step=job.attempt, attempt=job.attempt, digest="d", storage="disk")
+                self.store.accept_checkpoint(job.id, job.attempt, ref)
+            if reason is Reason.LOST:
+                self.held, self.pid = (job.id, job.attempt), self.pid + 1
+                continue
+            self.store.end_attempt(job.id, job.attempt, Outcome(reason=reason, detail=f"scripted {reason}"))
+
+    def _beat(self) -> None:
+        beat = Beat(
+            role=Role.WORKER, name=SLOT.id, host="h", pid=self.pid, started_at_ms=self.born_ms, at_ms=0, slot=SLOT.id
+        )
+        beats.publish(self.store.client, beat, TIMES["beat_ttl_s"])
+
+
+@contextmanager
+def working(trainer: Trainer) -> Iterator[None]:
+    """Let the trainer work in a thread of its own."""
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.wait(0.01):
+            try:
+                trainer.turn()
+            except Conflict:  # the job moved on meanwhile: look again
+                continue
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+# A life that comes by every rule: crash, progress, a made room, a lost host, a dependency, a breaker with its probe.
+SCRIPTS = {
+    "parent": (Reason.KILLED, Reason.KILLED, Reason.PREEMPTED, Reason.LOST, Reason.SUCCEEDED),
+    "child": (Reason.STALLED, Reason.SUCCEEDED),
+    "orphan": (Reason.SUCCEEDED,),
+    "broken": (Reason.INVALID_JOB,),
+}
+
+
+def submit_all(store: Store) -> None:
+    store.register_slot(SLOT)
+    store.submit("parent", "parent", SPEC)
+    store.submit("child", "child", replace(SPEC, after=("parent",)))
+    store.submit("broken", "broken", replace(SPEC, priority="low"))
+    store.submit("orphan", "orphan", replace(SPEC, after=("broken",)))
+
+
+WANTED = {
+    "parent": JobState.SUCCEEDED,
+    "child": JobState.SUCCEEDED,
+    "broken": JobState.FAILED,
+    "orphan": JobState.FAILED,
+}
+
+
+def all_over(store: Store) -> bool:
+    jobs = store.jobs(store.job_ids())
+    return all(job.state.terminal for job in jobs) and not store.breakers([SLOT.id])
+
+
+def events_of(store: Store, job_id: str) -> list[Event]:
+    return [event for _, event in streams.history(store.client, job_id)]
+
+
+def assert_right(store: Store) -> None:
+    """Every job ended as it should, once; each attempt once; RQ holds nothing; each decision replays."""
+    found = {job.id: job for job in store.jobs(store.job_ids())}
+    assert {job_id: found[job_id].state for job_id in WANTED} == WANTED
+    assert found["parent"].attempt == 5
+    assert "broken" in (found["orphan"].detail or "")
+    assert found["orphan"].attempt == 0
+    for job in found.values():
+        told = events_of(store, job.id)
+        counts = Counter((event.kind, event.attempt) for event in told)
+        for number in range(1, job.attempt + 1):
+            for kind in (EventKind.ASSIGNED, EventKind.STARTED, EventKind.ENDED):
+                assert counts[kind, number] == 1, f"{job.id}: attempt {number} {kind} {counts[kind, number]} times"
+        assert_folds(job, told)
+        replay_all(told)
+    assert queue.queued(store.client, SLOT.id) == [f"{job.id}_{n}" for job, n in carried(store)]
+
+
+def carried(store: Store) -> list[tuple[Job, int]]:
+    """The attempts whose RQ job the played trainer left in the queue, oldest first: each pushed exactly once."""
+    events = [event for _, event in streams.newest_events(store.client, 1000) if event is not None]
+    lost = {(event.job, event.attempt) for event in events if event.kind is EventKind.ENDED and event.cause == "lost"}
+    given = [event for event in events if event.kind is EventKind.ASSIGNED]
+    return [
+        (store.job(event.job), event.attempt)
+        for event in given
+        if event.job is not None and event.attempt is not None and (event.job, event.attempt) not in lost
+    ]
+
+
+def assert_folds(job: Job, told: list[Event]) -> None:
+    state: JobState | None = JobState.QUEUED
+    for event in told:
+        if event.kind is EventKind.TRANSITION:
+            assert event.old is state, f"{job.id}: the history has a gap"
+            state = event.new
+    assert state is job.state
+
+
+def replay_all(told: list[Event]) -> int:
+    """Make every recorded decision again from its inputs; returns how many."""
+    decided = [event for event in told if event.kind is EventKind.TRANSITION and "reason" in event.data]
+    for event in decided:
+        again = replay(event.data, event.at_ms)
+        assert (again.rule, again.state, again.detail) == (event.cause, event.new, event.data["detail"])
+    return len(decided)
+
+
+@pytest.mark.parametrize("point", crashpoints.POINTS)
+def test_a_supervisor_killed_between_any_two_steps_is_followed_by_one_that_carries_on(
+    bus_urls: Mapping[str, str], supervisors: Supervisors, point: str
+) -> None:
+    client = connect(bus_urls["trainer"])
+    store = Store(client, by="test")
+    submit_all(store)
+    with working(Trainer(client, SCRIPTS)):
+        for nth in (1, 2):
+            process = supervisors.start(f"{point}:{nth}")
+            wait_until(
+                lambda p=process: not p.is_alive() or all_over(store), 20, f"{point} never came and nothing ended"
+            )
+            if process.is_alive():  # an act that this life comes by once only
+                assert nth == 2, f"no supervisor came by {point!r}"
+                process.terminate()
+            process.join(10)
+            assert process.exitcode == (0 if process.exitcode == 0 and nth == 2 else -signal.SIGKILL)
+        supervisors.start()
+        wait_until(lambda: all_over(store), 20, f"after a death {point!r} not everything ended")
+    assert_right(store)
+
+
+def test_every_point_stands_in_the_code() -> None:
+    folder = Path(service.__file__).parent
+    text = "".join(path.read_text() for path in folder.glob("*.py") if path.name != "crashpoints.py")
+    assert {point for point in crashpoints.POINTS if f'here("{point}")' not in text} == set()
+
+
+def test_two_supervisors_at_once_decide_each_end_once(bus_urls: Mapping[str, str], supervisors: Supervisors) -> None:
+    client = connect(bus_urls["trainer"])
+    store = Store(client, by="test")
+    submit_all(store)
+    for _ in range(3):
+        supervisors.start()
+    with working(Trainer(client, SCRIPTS)):
+        wait_until(lambda: all_over(store), 20, "not everything ended")
+    assert_right(store)
+
+
+@pytest.mark.parametrize("point", ["before assign", "before conclude", "before requeue", "before discard"])
+def test_a_leader_frozen_in_the_middle_of_an_act_past_its_lease_changes_nothing_when_it_wakes(
+    bus_urls: Mapping[str, str], supervisors: Supervisors, point: str
+) -> None:
+    client = connect(bus_urls["trainer"])
+    store = Store(client, by="test")
+    submit_all(store)
+    with working(Trainer(client, SCRIPTS)):
+        old = supervisors.start(f"{point}:1:stop")
+        assert old.pid is not None
+        wait_until(lambda: stopped(old.pid), 20, f"the leader never came to {point!r}")
+        supervisors.start()
+        wait_until(lambda: all_over(store), 20, "the second supervisor did not carry on")
+        before = len(streams.newest_events(client, 1000))
+        os.kill(old.pid, signal.SIGCONT)
+        wait_until(lambda: beats_of(client, old.pid), 5, "the old leader did not come back to watching")
+    assert len(streams.newest_events(client, 1000)) == before, "a stale act was accepted"
+    assert_right(store)
+
+
+def stopped(pid: int | None) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
+
+
+def beats_of(client: Client, pid: int | None) -> bool:
+    return any(
+        beat is not None and beat.role is Role.SUPERVISOR and beat.pid == pid and not beat.leader
+        for beat in beats.read(client).values()
+    )
+
+
+def test_a_slot_on_which_different_jobs_crash_rests_and_comes_back_by_its_self_test(
+    bus_urls: Mapping[str, str], supervisors: Supervisors
+) -> None:
+    client = connect(bus_urls["trainer"])
+    store = Store(client, by="test")
+    store.register_slot(SLOT)
+    once = replace(SPEC, retries=0)
+    for name in ("a", "b", "c"):
+        store.submit(name, name, once)
+    supervisors.start()
+    scripts = {"a": (Reason.CUDA_ERROR,), "b": (Reason.KILLED,), "c": (Reason.SUCCEEDED,)}
+    with working(Trainer(client, scripts)):
+        wait_until(
+            lambda: store.job("c").state is JobState.SUCCEEDED and all_over(store), 20, "the slot did not return"
+        )
+    told = [event for _, event in streams.newest_events(client, 1000) if event is not None]
+    causes = [event.cause for event in told if event.kind is EventKind.SLOT]
+    assert causes == ["breaker open", "breaker probing", "breaker closed"]
+    given = [event.job for event in told if event.kind is EventKind.ASSIGNED]
+    probe = given[2]
+    assert probe is not None
+    assert given == ["a", "b", probe, "c"], "the slot took work before its self-test"
+    assert store.job(probe).spec.program == SELFTEST
+
+
+def test_recorded_decisions_of_a_whole_life_replay(bus_urls: Mapping[str, str], supervisors: Supervisors) -> None:
+    client = connect(bus_urls["trainer"])
+    store = Store(client, by="test")
+    submit_all(store)
+    supervisors.start()
+    with working(Trainer(client, SCRIPTS)):
+        wait_until(lambda: all_over(store), 20, "not everything ended")
+    assert replay_all(events_of(store, "parent")) == 5
