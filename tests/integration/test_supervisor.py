@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -155,12 +156,14 @@ SCRIPTS = {
     "child": (Reason.STALLED, Reason.SUCCEEDED),
     "orphan": (Reason.SUCCEEDED,),
     "broken": (Reason.INVALID_JOB,),
+    "other": (Reason.CUDA_ERROR, Reason.SUCCEEDED),  # after the parent's crash: two jobs, so the breaker opens
 }
 
 
 def submit_all(store: Store) -> None:
     store.register_slot(SLOT)
     store.submit("parent", "parent", SPEC)
+    store.submit("other", "other", SPEC)
     store.submit("child", "child", replace(SPEC, after=("parent",)))
     store.submit("broken", "broken", replace(SPEC, priority="low"))
     store.submit("orphan", "orphan", replace(SPEC, after=("broken",)))
@@ -169,9 +172,14 @@ def submit_all(store: Store) -> None:
 WANTED = {
     "parent": JobState.SUCCEEDED,
     "child": JobState.SUCCEEDED,
+    "other": JobState.SUCCEEDED,
     "broken": JobState.FAILED,
     "orphan": JobState.FAILED,
 }
+
+
+def dead_or_done(process: multiprocessing.process.BaseProcess, store: Store) -> bool:
+    return not process.is_alive() or all_over(store)
 
 
 def all_over(store: Store) -> bool:
@@ -241,9 +249,7 @@ def test_a_supervisor_killed_between_any_two_steps_is_followed_by_one_that_carri
     with working(Trainer(client, SCRIPTS)):
         for nth in (1, 2):
             process = supervisors.start(f"{point}:{nth}")
-            wait_until(
-                lambda p=process: not p.is_alive() or all_over(store), 20, f"{point} never came and nothing ended"
-            )
+            wait_until(partial(dead_or_done, process, store), 20, f"{point!r} never came and nothing ended")
             if process.is_alive():  # an act that this life comes by once only
                 assert nth == 2, f"no supervisor came by {point!r}"
                 process.terminate()
