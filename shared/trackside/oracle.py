@@ -384,7 +384,7 @@ def measure(each: JobHistory, fault_ms: int) -> Cost:
         for at_ms in entry.batch.at_ms
         if at_ms >= fault_ms
     ]
-    expected = each.expected.series or {}
+    expected = (each.expected.series or {}) if each.job.state is JobState.SUCCEEDED else {}
     found = canonical(each)
     starts = Counter(event.attempt for event in each.events if event.kind is EventKind.STARTED)
     points = _points(each)

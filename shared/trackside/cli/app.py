@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from trackside.cli import control, doctor, listing, live, metrics, output, rqinfo, services, show, submit
+from trackside.cli import control, doctor, drill, listing, live, metrics, output, rqinfo, services, show, submit
 from trackside.cli.context import Globals
 from trackside.cli.render import say
 from trackside.errors import (
@@ -94,7 +94,7 @@ def root(
     ctx.obj = Globals(home=home)
 
 
-for group in (submit, listing, show, output, metrics, control, live, services, rqinfo, doctor):
+for group in (submit, listing, show, output, metrics, control, live, services, rqinfo, doctor, drill):
     group.add_to(app)
 
 

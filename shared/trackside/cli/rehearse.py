@@ -1,0 +1,202 @@
+"""One fault, done to a run of one's own script, and judged: the undisturbed run, the harm, the oracle's verdict."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from trackside import oracle, witness
+from trackside.cli.faults import Fault, Harm, Scene
+from trackside.cli.throwaway import Throwaway
+from trackside.errors import ServerError, TracksideError
+from trackside.models import Beat, EventKind, JobState, Role
+from trackside.oracle import Cost, Expected, JobHistory, Rules, Value, Violation
+from trackside.processes import look
+from trackside.testing import wait_until
+
+_ORPHAN_LIMIT_S: Final = 2.0
+_HEAL_LIMIT_S: Final = 60.0
+_RUN_FACTOR: Final = 4.0  # times the undisturbed run, and a minute, until a disturbed one must have ended
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Baseline:
+    """What undisturbed runs of the script gave, and all of them alike."""
+
+    series: dict[str, dict[int, Value]]
+    summary: dict[str, Any]
+    differing: tuple[str, ...]  # names that differ between two undisturbed runs, so nothing can be said about them
+    interval: int | None  # steps between accepted checkpoints at most, the one before the first included
+    last_step: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """What became of one fault."""
+
+    fault: Fault
+    job: str
+    attempts: int = 0
+    reasons: tuple[str, ...] = ()
+    cost: Cost | None = None
+    violations: tuple[Violation, ...] = ()
+    error: str | None = None  # why it could not be judged
+    seconds: float = 0.0
+
+    @property
+    def held(self) -> bool:
+        return self.error is None and not self.violations
+
+
+def baseline(system: Throwaway, submit: Callable[[], str], limit_s: float = 300.0) -> Baseline:
+    """Run the script twice without any harm, at the same time; raises ServerError if that alone does not work."""
+    began_s = time.monotonic()
+    job_ids = [submit(), submit()]
+    for job_id in job_ids:
+        job = system.ended(job_id, limit_s)
+        if job.state is not JobState.SUCCEEDED or job.attempt != 1:
+            raise ServerError(f"the undisturbed run ended {job.state} after {job.attempt} attempts: {job.detail}")
+    seconds = time.monotonic() - began_s
+    history = witness.read(system.store, job_ids, home=system.home, rules=rules(system))
+    violations = oracle.check(history)
+    if violations:
+        raise ServerError(f"the undisturbed run breaks a promise already: {violations[0]}")
+    one, other = history.jobs
+    differing: list[str] = []
+    return Baseline(
+        series=_alike(oracle.canonical(one), oracle.canonical(other), differing),
+        summary=_alike(oracle.summary(one), oracle.summary(other), differing),
+        differing=tuple(differing),
+        interval=_interval(one),
+        last_step=max((a.outcome.last_step or 0 for a in one.attempts if a.outcome), default=0),
+        seconds=seconds,
+    )
+
+
+def rehearse(system: Throwaway, fault: Fault, submit: Callable[[], str], base: Baseline, rng: random.Random) -> Result:
+    """Submit the script, harm it at a chance moment, let it end, and judge."""
+    began_s = time.monotonic()
+    job_id = ""
+    try:
+        healed(system)
+        job_id = submit()
+        await_moment(system, job_id, base, rng)
+        with ExitStack() as stack:
+            harm = fault.inject(Scene(system=system, job=job_id, rng=rng, stack=stack))
+            system.ended(job_id, 60.0 + _RUN_FACTOR * base.seconds)
+        result = judge(system, fault, job_id, harm, base)
+    except (TracksideError, AssertionError, LookupError, OSError) as error:
+        result = Result(fault=fault, job=job_id, error=f"{type(error).__name__}: {error}")
+        give_up(system, job_id)
+    return replace(result, seconds=round(time.monotonic() - began_s, 2))
+
+
+def await_moment(system: Throwaway, job_id: str, base: Baseline, rng: random.Random) -> None:
+    """Wait for a chance step between a quarter and a half of the way, or for a time where nothing counts steps."""
+    share = rng.uniform(0.25, 0.5)
+    if base.last_step > 0:
+        system.stepping(job_id, int(share * base.last_step))
+    else:
+        wait_until(lambda: system.worker_of(job_id), 60.0, f"{job_id} was not taken by a worker")
+        time.sleep(share * base.seconds)
+    time.sleep(rng.uniform(0.0, 0.1))
+
+
+def judge(system: Throwaway, fault: Fault, job_id: str, harm: Harm, base: Baseline) -> Result:
+    """Read what is left of a run that has ended, and let the oracle speak."""
+    expected = Expected(
+        states=fault.states,
+        attempts_max=fault.attempts_max,
+        reasons=fault.reasons or None,
+        redo_max=None if base.interval is None else fault.intervals * base.interval,
+        series=base.series,
+        summary=base.summary,
+        damaged=frozenset(harm.damaged),
+    )
+    left = leftovers(system)
+    history = system.ask(
+        lambda: witness.read(
+            system.store, [job_id], home=system.home, expected={job_id: expected}, orphans=left,
+            samples=tuple(harm.samples), rules=rules(system),
+        )
+    )  # fmt: skip
+    violations = oracle.check(history)
+    violations += [Violation(invariant="I3", job=job_id, what=what) for what in harm.broken]
+    each = history.jobs[0]
+    return Result(
+        fault=fault,
+        job=job_id,
+        attempts=each.job.attempt,
+        reasons=tuple(attempt.outcome.reason.value for attempt in each.attempts if attempt.outcome),
+        cost=oracle.measure(each, harm.at_ms),
+        violations=tuple(violations),
+    )
+
+
+def rules(system: Throwaway) -> Rules:
+    """The settings that the system runs under."""
+    settings = system.settings
+    return Rules(
+        backoff_first_s=settings.backoff_first_s,
+        backoff_max_s=settings.backoff_max_s,
+        poison_after=settings.poison_after,
+    )
+
+
+def leftovers(system: Throwaway) -> tuple[str, ...]:
+    """Processes of ended attempts that are still there after their time to go."""
+    deadline_s = time.monotonic() + _ORPHAN_LIMIT_S
+    found = system.ask(lambda: witness.orphans(system.store, system.home))
+    while found and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+        still = system.ask(lambda: witness.orphans(system.store, system.home))
+        found = {pid: what for pid, what in found.items() if pid in still}
+    return tuple(found.values())
+
+
+def healed(system: Throwaway, limit_s: float = _HEAL_LIMIT_S) -> None:
+    """Wait until every part of the system serves again."""
+
+    def whole() -> bool:
+        leads = any(beat.leader and _lives(beat) for beat in system.beats(Role.SUPERVISOR))
+        agents = any(_lives(beat) for beat in system.beats(Role.AGENT))
+        slots = {slot.id for slot in system.ask(system.store.slots)}
+        idle = {beat.slot for beat in system.beats(Role.WORKER) if _lives(beat) and beat.job is None}
+        return leads and agents and bool(slots) and slots == idle
+
+    wait_until(whole, limit_s, "the system did not get whole again after the last fault", every_s=0.05)
+
+
+def _lives(beat: Beat) -> bool:
+    """Whether the process behind a beat is there; a beat outlives its process by a TTL."""
+    return not beat.stopping and look(beat.pid) is not None
+
+
+def give_up(system: Throwaway, job_id: str) -> None:
+    """Take a job that went wrong out of the next fault's way."""
+    try:
+        if job_id and not system.job(job_id).state.terminal:
+            system.ask(lambda: system.store.cancel(job_id))
+            system.ended(job_id, 20.0)
+    except (TracksideError, AssertionError):
+        return
+
+
+def _alike(one: dict[str, Any], other: dict[str, Any], differing: list[str]) -> dict[str, Any]:
+    names = [*one, *(name for name in other if name not in one)]
+    alike = {name: one[name] for name in names if name in one and name in other and oracle.same(one[name], other[name])}
+    differing += [name for name in names if name not in alike]
+    return alike
+
+
+def _interval(each: JobHistory) -> int | None:
+    steps = [0, *(int(event.data["step"]) for event in each.events if event.kind is EventKind.CHECKPOINT)]
+    if len(steps) == 1:
+        return None
+    return max(after - before for before, after in itertools.pairwise(steps))

@@ -1,0 +1,99 @@
+"""One disturbed system for all faults of a run, its undisturbed result, and the table at the end.
+
+TRACKSIDE_CHAOS_SEED sets the chance (printed at the start), TRACKSIDE_CHAOS_JSON names a file for the results.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from chaos.scripts import TRAIN
+from trackside.cli import drill
+from trackside.cli.rehearse import Baseline, Result, baseline, healed
+from trackside.cli.throwaway import QUICK, Throwaway, throwaway
+from trackside.oracle import Violation
+
+SEED: Final = int(os.environ.get("TRACKSIDE_CHAOS_SEED", "7"))
+REPORT: Final = os.environ.get("TRACKSIDE_CHAOS_JSON")
+SETTINGS: Final = {**QUICK, "stall_limit_s": "3", "stall_floor_s": "3", "startup_limit_s": "20"}
+_results: list[Result] = []
+
+
+def pytest_report_header() -> str:
+    return f"chaos seed: {SEED}"
+
+
+@pytest.fixture(scope="session")
+def script() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="ts-"))
+    path = folder / "train.py"
+    path.write_text(TRAIN)
+    yield path
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def shared_system() -> Iterator[Throwaway]:
+    home = Path(tempfile.mkdtemp(prefix="ts-"))
+    with throwaway(home, slots="cpu:2", settings=SETTINGS) as system:
+        yield system
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def system(shared_system: Throwaway) -> Throwaway:
+    """The system, whole again after whatever the test before did to it."""
+    healed(shared_system)
+    return shared_system
+
+
+@pytest.fixture(scope="session")
+def undisturbed(shared_system: Throwaway, script: Path) -> Baseline:
+    return baseline(shared_system, lambda: shared_system.submit(script))
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """Chance that depends on the seed and the test alone."""
+    return random.Random(f"{SEED} {request.node.name}")
+
+
+@pytest.fixture
+def judged() -> Callable[[Result], None]:
+    """Keeps a result for the table, and fails the test unless every promise was held."""
+
+    def take(result: Result) -> None:
+        _results.append(result)
+        assert result.held, "\n".join([f"seed {SEED}", *drill.told(result)])
+
+    return take
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if not _results:
+        return
+    from rich.console import Console
+
+    console = Console(width=110)
+    with console.capture() as capture:
+        console.print(drill.table(_results))
+    terminalreporter.write_line(capture.get())
+    if REPORT:
+        document = {"seed": SEED, "faults": [drill.as_json(result) for result in _results]}
+        Path(REPORT).write_text(json.dumps(document, indent=2) + "\n")
+
+
+def also(result: Result, *broken: str) -> Result:
+    """The result with promises that the test itself saw broken."""
+    found = tuple(Violation(invariant="test", job=result.job, what=what) for what in broken)
+    return replace(result, violations=result.violations + found)
