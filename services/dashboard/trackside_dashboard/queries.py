@@ -285,6 +285,8 @@ def event_words(event: Event) -> str:
             return f"attempt {event.attempt} ended: {str(event.cause or '').replace('_', ' ')}"
         case EventKind.NOTE:
             return str(event.cause or "note")
+        case EventKind.SLOT:
+            return f"slot {data.get('slot', '?')}: {event.cause}"
 
 
 def event_rows(

@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from trackside.errors import InvalidJob
+from trackside.ids import check_job_id
 from trackside.models import Job, Slot
 from trackside.sdk.context import STACKS_FILE, AttemptContext, Program, ResumePoint
 from trackside.snapshots import unpack
 from trackside.store import Store
+from trackside_trainer.adoption import adopt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +74,12 @@ def prepare(folders: Folders, store: Store, job: Job, slot: Slot) -> AttemptCont
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     if job.spec.snapshot is not None:
         unpack(_snapshot(folders.home, store, job.spec.snapshot), folders.work, sha256=job.spec.snapshot)
+    resume = tuple(_resume_points(folders, job, slot))
+    if job.spec.retry_of is not None and job.checkpoints and not resume:
+        raise InvalidJob(
+            f"the checkpoints to go on from are not in {folders.home / 'jobs'} any more: put them back and retry, or "
+            "start over with `trackside retry --fresh`"
+        )
     program = job.spec.program
     context = AttemptContext(
         job=job.id,
@@ -84,18 +94,27 @@ def prepare(folders: Folders, store: Store, job: Job, slot: Slot) -> AttemptCont
         files_dir=folders.files,
         checkpoints_dir=folders.checkpoints,
         program=Program(kind=program.kind, target=program.target, argv=program.argv),
-        # Only what the store accepted, and only what lies here: another host's folder cannot be read.
-        resume=tuple(
-            ResumePoint(name=found.name, step=found.step, digest=found.digest)
-            for found in job.checkpoints
-            if found.storage == slot.storage
-        ),
+        resume=resume,
         threads=slot.threads,
         gpu_uuid=slot.gpu_uuid,
     )
     context.to_file(folders.context)
     folders.output.touch(mode=0o600)
     return context
+
+
+def _resume_points(folders: Folders, job: Job, slot: Slot) -> Iterator[ResumePoint]:
+    """Only what the store accepted, and only what lies here: another host's folder cannot be read."""
+    for found in job.checkpoints:
+        if found.storage != slot.storage:
+            continue
+        if found.job is None:
+            yield ResumePoint(name=found.name, step=found.step, digest=found.digest)
+            continue
+        source = Folders(home=folders.home, job=check_job_id(found.job), attempt=0).checkpoints / found.name
+        adopted = adopt(source, folders.checkpoints, step=found.step, digest=found.digest)
+        if adopted is not None:
+            yield ResumePoint(name=adopted.name, step=found.step, digest=adopted.digest)
 
 
 def _snapshot(home: Path, store: Store, sha256: str) -> bytes:

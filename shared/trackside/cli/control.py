@@ -1,4 +1,4 @@
-"""`wait`, `cancel`, `pause`, `resume`: what people ask of jobs that are on the bus."""
+"""`wait`, `cancel`, `pause`, `resume`, `retry`: what people ask of jobs that are on the bus."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from trackside.cli.context import find_job, find_jobs, store_of
+from trackside.cli.context import find_job, find_jobs, store_of, who
 from trackside.cli.parse import duration_s
 from trackside.cli.render import plain, print_json, record, say
-from trackside.errors import BusUnavailable
+from trackside.errors import BusUnavailable, InvalidJob
 
 if TYPE_CHECKING:
     from trackside.models import Job
@@ -26,7 +26,7 @@ OneJob = Annotated[str, typer.Argument(metavar="JOB", help="Id, unique beginning
 
 def add_to(app: typer.Typer) -> None:
     """Register these commands."""
-    for command in (wait, cancel, pause, resume):
+    for command in (wait, cancel, pause, resume, retry):
         app.command()(command)
 
 
@@ -133,14 +133,50 @@ def pause(
 
 
 def resume(
-    ctx: typer.Context, job: OneJob, as_json: Annotated[bool, typer.Option("--json", help="Print the record.")] = False
+    ctx: typer.Context,
+    job: OneJob,
+    checkpoint: Annotated[
+        str | None, typer.Option("--from", metavar="CHECKPOINT", help="Go back to this one, as `show` lists them.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the record.")] = False,
 ) -> None:
-    """Let a paused job go on from its newest checkpoint.
+    """Let a paused job go on from its newest checkpoint, or from an older one.
 
     --json: {"jobs": [record]}.
     """
     store = store_of(ctx)
-    _print([store.resume(find_job(store, job).id)], as_json=as_json)
+    _print([store.resume(find_job(store, job).id, checkpoint)], as_json=as_json)
+
+
+def retry(
+    ctx: typer.Context,
+    job: OneJob,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over, without the old job's checkpoints.")] = False,
+    job_id: Annotated[
+        str | None, typer.Option("--id", metavar="JOB_ID", help="The new job's id; the same again adds nothing.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the new job's record instead of its id.")] = False,
+) -> None:
+    """Do a failed or cancelled job again, as a new job, and print its id.
+
+    It has the same program, files and parameters and goes on from the old job's newest checkpoint.
+
+    --json: the record, as `submit --json` gives it.
+    """
+    from trackside.ids import check_job_id, new_job_id
+
+    store = store_of(ctx)
+    old = find_job(store, job)
+    new_id = new_job_id(old.name) if job_id is None else check_job_id(job_id)
+    new = store.retry(old.id, new_id, fresh=fresh, by=who())
+    if new.spec.retry_of != old.id:
+        raise InvalidJob(f"job {new_id!r} is there already and is no retry of {old.id!r}: choose another --id")
+    if as_json:
+        print_json(record(new))
+        return
+    print(new.id, flush=True)
+    start = f"goes on from {new.checkpoints[0].name}" if new.checkpoints else "starts over"
+    say(f"{start}; follow it: trackside logs -f {new.id}")
 
 
 def _print(jobs: Sequence[Job], *, as_json: bool) -> None:

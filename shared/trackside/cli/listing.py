@@ -1,4 +1,4 @@
-"""`ls`, `show`, `ps`, `slots`: what is on the bus, for people and with `--json` for programs."""
+"""`ls`, `ps`, `slots`, `cordon`, `uncordon`: what is on the bus, for people and with `--json` for programs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _RECENT: Final = 20
 _PAGE: Final = 500
+Slot = Annotated[str, typer.Argument(metavar="SLOT", help="A slot's id, as `slots` lists them.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
 
 
@@ -39,6 +40,8 @@ def add_to(app: typer.Typer) -> None:
     app.command("ls")(ls)
     app.command()(ps)
     app.command()(slots)
+    app.command()(cordon)
+    app.command()(uncordon)
 
 
 def ls(
@@ -164,7 +167,8 @@ def slots(ctx: typer.Context, as_json: Json = False) -> None:
     """List the slots: one a GPU or CPU share.
 
     --json: {"now_ms", "slots": [{"id", "host", "kind", "state", "threads", "gpu_name", "gpu_uuid", "gpu_memory_mib",
-    "job", "attempt", "step", "total_steps", "cordoned"}]}; state is free, busy, silent or cordoned.
+    "job", "attempt", "step", "total_steps", "steps_per_s", "cordoned", "breaker", "breaker_failed",
+    "breaker_until_ms"}]}; state is free, busy, silent, cordoned or resting; breaker is closed, open or probing.
     """
     store = store_of(ctx)
     now, rows = slot_rows(store)
@@ -176,16 +180,40 @@ def slots(ctx: typer.Context, as_json: Json = False) -> None:
         return
     columns = [
         Column(title="SLOT"), Column(title="HOST"), Column(title="STATE"), Column(title="DEVICE"), Column(title="JOB"),
-        Column(title="ATT", justify="right"), Column(title="STEP", justify="right"),
+        Column(title="ATT", justify="right"), Column(title="STEP", justify="right"), Column(title="WHY", note=True),
     ]  # fmt: skip
     print_table(
         columns,
         [
             (row["id"], row["host"], row["state"], _device(row), row["job"], row["attempt"],
-             progress(row["step"], row["total_steps"]))
+             progress(row["step"], row["total_steps"]), _why_closed(row, now))
             for row in rows
         ],
     )  # fmt: skip
+
+
+def cordon(ctx: typer.Context, slot: Slot) -> None:
+    """Give a slot no more work; what runs on it is not touched. Asking again does no harm."""
+    store_of(ctx).cordon(slot, cordoned=True)
+    say(f"{slot} takes no more work; `trackside uncordon {slot}` puts it back")
+
+
+def uncordon(ctx: typer.Context, slot: Slot) -> None:
+    """Put a slot back into service, also one that rests after failures."""
+    store_of(ctx).cordon(slot, cordoned=False)
+    say(f"{slot} takes work")
+
+
+def _why_closed(row: dict[str, Any], now: int) -> str | None:
+    """Why a slot takes no work or is about to stop."""
+    parts = ["cordoned: `trackside uncordon` puts it back"] if row["cordoned"] else []
+    failed = len(row["breaker_failed"])
+    if row["breaker"] == "open":
+        rest = span(max(0, (row["breaker_until_ms"] or now) - now) / 1000)
+        parts.append(f"{failed} different jobs crashed on it; self-test in {rest}")
+    elif row["breaker"] == "probing":
+        parts.append(f"{failed} different jobs crashed on it; its self-test runs")
+    return "; ".join(parts) or None
 
 
 def _device(row: dict[str, Any]) -> str:

@@ -121,16 +121,20 @@ def slot_rows(store: Store) -> tuple[int, list[dict[str, Any]]]:
     """The server's time, and every slot with what is on it."""
     from trackside.bus import beats, keys
     from trackside.bus.client import now_ms
-    from trackside.models import Role
+    from trackside.models import Breaker, BreakerState, Role
 
     slots = store.slots()
+    breakers = store.breakers(slot.id for slot in slots)
     found = beats.read(store.client)
     now = now_ms(store.client)
     rows = []
     for slot in slots:
+        breaker = breakers.get(slot.id, Breaker(slot=slot.id))
         beat = found.get(keys.deadline_member(Role.WORKER, slot.id))
         job = None if beat is None else beat.job
-        state = "silent" if beat is None else "busy" if job else "cordoned" if slot.cordoned else "free"
+        resting = breaker.state is not BreakerState.CLOSED
+        unused = "cordoned" if slot.cordoned else "resting" if resting else "free"
+        state = "silent" if beat is None else "busy" if job else unused
         rows.append(
             {
                 "id": slot.id,
@@ -147,6 +151,9 @@ def slot_rows(store: Store) -> tuple[int, list[dict[str, Any]]]:
                 "total_steps": None if beat is None else beat.total,
                 "steps_per_s": None if beat is None else beat.steps_per_s,
                 "cordoned": slot.cordoned,
+                "breaker": breaker.state.value,
+                "breaker_failed": list(breaker.failed),
+                "breaker_until_ms": breaker.until_ms,
             }
         )
     return now, rows

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from trackside.cli import parse
-from trackside.cli.context import open_store, settings_of, who
+from trackside.cli.context import find_jobs, open_store, settings_of, who
 from trackside.cli.render import print_json, record, say, size
 from trackside.errors import InvalidJob
 
@@ -29,6 +29,14 @@ class Device(StrEnum):
     ANY = "any"
     CPU = "cpu"
     GPU = "gpu"
+
+
+class Priority(StrEnum):
+    """Who goes first when a slot is free."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
 
 
 class SubmitCommand(TyperCommand):
@@ -71,6 +79,11 @@ def submit(
     retries: Annotated[int | None, typer.Option(help="Failures made good; default TRACKSIDE_RETRIES.")] = None,
     timeout: Annotated[str | None, typer.Option(help="Running time of all attempts: 90, 90s, 15m, 2h.")] = None,
     python: Annotated[Path | None, typer.Option(help="Run it with this interpreter.")] = None,
+    attempt_timeout: Annotated[str | None, typer.Option(help="Running time of each attempt: 90, 90s, 15m, 2h.")] = None,
+    priority: Annotated[Priority, typer.Option(help="Who goes first when a slot is free.")] = Priority.NORMAL,
+    after: Annotated[
+        list[str] | None, typer.Option(metavar="JOB", help="Wait until this job has succeeded. Repeatable.")
+    ] = None,
     device: Annotated[Device, typer.Option(help="What it may run on.")] = Device.ANY,
     job_id: Annotated[
         str | None, typer.Option("--id", metavar="JOB_ID", help="Its id; submitting the same again adds nothing.")
@@ -102,6 +115,9 @@ def submit(
         device=device.value,
         retries=_retries(settings.retries if retries is None else retries),
         timeout_s=None if timeout is None else parse.duration_s(timeout, "--timeout"),
+        attempt_timeout_s=None if attempt_timeout is None else parse.duration_s(attempt_timeout, "--attempt-timeout"),
+        priority=priority.value,
+        after=_parents(settings, after or []),
         submitted_by=who(),
     )
     if job_id is not None:
@@ -142,6 +158,14 @@ def _enqueue(settings: Settings, job_id: str, name: str, spec: JobSpec, data: by
             f"job {job_id!r} is there already, with another program, parameters or files ({known}): choose another --id"
         )
     return job
+
+
+def _parents(settings: Settings, texts: list[str]) -> tuple[str, ...]:
+    """The ids of the jobs to wait for, each once, in the order given."""
+    if not texts:
+        return ()
+    store = open_store(settings)
+    return tuple(job.id for job in find_jobs(store, texts))
 
 
 def _retries(count: int) -> int:
