@@ -18,6 +18,7 @@ TracksideError
 └── NotInJob                called outside of a job, or before `trackside.init()`
 
 StopRequested (BaseException) is no error: the attempt was asked to stop, and did so at a step boundary.
+Diverged is the stop that a run asks of itself.
 """
 
 from __future__ import annotations
@@ -118,3 +119,20 @@ class StopRequested(BaseException):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class Diverged(StopRequested):
+    """A watched metric was NaN or infinite at several logged steps in a row."""
+
+    def __init__(self, metric: str, value: str, steps: tuple[int, ...]) -> None:
+        super().__init__("diverged")
+        self.metric, self.value, self.steps = metric, value, steps
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.metric, self.value, self.steps)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.metric} was {self.value} at {len(self.steps)} logged steps in a row, first at step "
+            f"{self.steps[0]}: lower the learning rate or clip gradients; trackside.init(watch=()) does not look"
+        )

@@ -205,7 +205,7 @@ def test_an_attempt_that_is_cancelled_or_overtaken_saves_nothing(make_run: MakeR
     run.checkpointer(model=torch.nn.Linear(1, 1), every=1)
     with pytest.raises(StopRequested, match=command.reason):
         train(run, 4, lambda: setattr(page_of(run), "command", command))
-    assert [r["s"] for r in records(run, "ck")] == [1, 2, 3]
+    assert [r["s"] for r in records(run, "ck")] in ([1, 2], [1, 2, 3])  # the last one is not waited for
 
 
 def test_a_request_outside_of_the_loop_stops_at_once_and_inside_at_the_boundary(make_run: MakeRun) -> None:

@@ -1,7 +1,13 @@
-"""The checkpointer that a training script holds: what to save, when, and what was restored."""
+"""The checkpointer that a training script holds: what to save, when, and what was restored.
+
+At a step boundary the state is copied, and that is all that the training loop waits for; a thread writes the copy.
+One is written at a time: a checkpoint that comes due meanwhile waits a moment for it, and is left out if that does not
+do. Only when the directory has its name does the journal's line tell of it.
+"""
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,12 +15,24 @@ from typing import Any, Final
 
 from trackside.errors import CheckpointDamaged, CheckpointError
 from trackside.sdk import torch_state
+from trackside.sdk.background import Background
 from trackside.sdk.checkpoints import Checkpoint, CheckpointStore
 from trackside.sdk.context import ResumePoint
 from trackside.sdk.journal import now_ms
 
 _RNG: Final = "_rng.pt"  # part names never start with an underscore
 _EXTRA: Final = "_extra.pt"
+_PATIENCE_S: Final = 0.2  # so that a loop faster than its disk redoes no more than it was told to
+_TOLD_AT: Final = frozenset(10**power for power in range(12))  # of things that may happen very often
+_REMEDIES: Final = {
+    errno.ENOSPC: "free space on its disk",
+    errno.EDQUOT: "the quota of its disk is used up",
+    errno.EFBIG: "the limit of file size is too low (ulimit -f)",
+    errno.EROFS: "its disk is mounted read-only",
+    errno.EACCES: "make its folder writable",
+    errno.EPERM: "make its folder writable",
+    errno.EIO: "look at its disk's health",
+}
 
 Emit = Callable[[Mapping[str, Any]], object]
 
@@ -35,12 +53,19 @@ class Checkpointer:
         keep: int,
         resume: Sequence[ResumePoint] | None,
         emit: Emit,
+        best: str | None = None,
+        best_mode: str = "min",
+        background: bool = True,
     ) -> None:
-        _check(parts, every, keep)
+        _check(parts, every, keep, best_mode)
         self.step = 0
         self.extra: dict[str, Any] = {}
         self._store, self._parts, self._emit = store, dict(parts), emit
         self._every, self._keep = every, keep
+        self._best, self._best_mode = best, best_mode
+        self._best_value: float | None = None
+        self._background = Background() if background else None
+        self._skipped = 0
         self._saved_step: int | None = None  # the newest step that is on the disk
         self._asked = False
         self._checked_load = False
@@ -53,28 +78,83 @@ class Checkpointer:
         step = self._now()
         if step is None:
             self._asked = True
-        elif step != self._saved_step:
-            self.save_step(step)
+        else:
+            self.save_step(step, wait=True)
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint is to be saved after `step`."""
         return self._asked or (self._every is not None and step % self._every == 0)
 
-    def save_step(self, step: int) -> None:
-        """Save the state after `step`; a disk that does not take it is told in a note, and training goes on."""
+    def postpone(self) -> None:
+        """Save at the next boundary that allows it."""
+        self._asked = True
+
+    def see(self, values: Mapping[str, Any]) -> None:
+        """Take in logged metrics: one of them may tell which checkpoint is the best."""
+        if self._best is not None and self._best in values:
+            value = values[self._best]
+            self._best_value = None if isinstance(value, str) else float(value)
+
+    def check(self) -> None:
+        """Raise what the thread found wrong with the state; a disk's errors it has only told."""
+        failure = self._background.failure if self._background is not None else None
+        if failure is not None and self._background is not None:
+            self._background.failure = None
+            raise failure
+
+    def settle(self) -> None:
+        """Wait until what is being written is on the disk."""
+        if self._background is not None:
+            self._background.settle()
+
+    def save_step(self, step: int, *, wait: bool = False) -> None:
+        """Save the state after `step`; a disk that does not take it is told in a note, and training goes on.
+
+        With `wait` it is on the disk when this returns.
+        """
+        began = time.perf_counter()
+        if self._background is not None and self._background.busy:
+            if wait or self._asked:
+                self.settle()
+            elif not self._background.settle_within(_PATIENCE_S):
+                self._skip(step)
+                return
+        self.check()
         if step == self._saved_step:
             return
-        began = time.perf_counter()
+        files = self._files()
+        facts: dict[str, Any] = {}
+        if self._best_value is not None:
+            facts["metrics"] = {self._best: self._best_value}
+        self._asked = False
+
+        def write(stall_ms: float | None) -> None:
+            self._write(step, files, facts, began, stall_ms)
+
+        if wait or self._background is None:
+            write(None)
+        else:
+            stall_ms = _ms_since(began)
+            self._background.start(lambda: write(stall_ms))
+
+    def _write(
+        self,
+        step: int,
+        files: Mapping[str, Callable[[Any], None]],
+        facts: Mapping[str, Any],
+        began: float,
+        stall_ms: float | None,
+    ) -> None:
         try:
-            written = self._store.write(step, self._files())
+            written = self._store.write(step, files, facts)
         except OSError as error:
-            self._note(f"the checkpoint of step {step} was not written ({error}): free space on its disk")
+            remedy = _REMEDIES.get(error.errno or 0, "look at its disk")
+            self._note(f"the checkpoint of step {step} was not written ({error}): {remedy}; the older ones are kept")
             return
         if not self._checked_load:
             self._check_loads(written.name)
-        self._asked = False
         self._saved_step = step
-        took_ms = round((time.perf_counter() - began) * 1000, 1)
+        took_ms = _ms_since(began)
         self._emit(
             {
                 "k": "ck",
@@ -84,10 +164,19 @@ class Checkpointer:
                 "bytes": written.size_bytes,
                 "digest": written.digest,
                 "took_ms": took_ms,
-                "stall_ms": took_ms,
+                "stall_ms": took_ms if stall_ms is None else stall_ms,
             }
         )
-        self._store.prune(self._keep)
+        self._store.prune(self._keep, best=self._best, best_mode=self._best_mode)
+
+    def _skip(self, step: int) -> None:
+        self._skipped += 1
+        if self._skipped in _TOLD_AT:
+            times = "" if self._skipped == 1 else f" ({self._skipped} so far)"
+            self._note(
+                f"the checkpoint of step {step} was left out{times}, the one before is still being written: "
+                "save less often, or to a faster disk"
+            )
 
     def restore_rng(self) -> None:
         """Set the random number generators as they were; for right before the first step, after loaders were built."""
@@ -102,10 +191,11 @@ class Checkpointer:
 
     def _files(self) -> dict[str, Callable[[Any], None]]:
         torch_state.check_plain(self.extra, "extra")
-        files = {f"{name}.pt": torch_state.writer(torch_state.capture(part)) for name, part in self._parts.items()}
-        files[_EXTRA] = torch_state.writer(self.extra)
-        files[_RNG] = torch_state.writer(torch_state.capture_rng())
-        return files
+        states = {f"{name}.pt": torch_state.capture(part) for name, part in self._parts.items()}
+        states |= {_EXTRA: self.extra, _RNG: torch_state.capture_rng()}
+        if self._background is not None:
+            states = torch_state.snapshot(states)
+        return {name: torch_state.writer(state) for name, state in states.items()}
 
     def _check_loads(self, name: str) -> None:
         """Read the first checkpoint back: state that cannot be loaded must fail now, not at the first resume."""
@@ -155,11 +245,17 @@ class Checkpointer:
         self._emit({"k": "note", "t": now_ms(), "level": "warning", "text": text})
 
 
-def _check(parts: Mapping[str, Any], every: int | None, keep: int) -> None:
+def _ms_since(began: float) -> float:
+    return round((time.perf_counter() - began) * 1000, 1)
+
+
+def _check(parts: Mapping[str, Any], every: int | None, keep: int, best_mode: str) -> None:
     if every is not None and every < 1:
         raise ValueError(f"every is {every}: give a number of steps from 1, or None for the last step only")
     if keep < 1:
         raise ValueError(f"keep is {keep}: keep at least 1 checkpoint")
+    if best_mode not in ("min", "max"):
+        raise ValueError(f"best_mode is {best_mode!r}: use 'min' or 'max'")
     if not parts:
         raise TypeError("the checkpointer has nothing to save: pass parts by name, such as model=model")
     for name, part in parts.items():

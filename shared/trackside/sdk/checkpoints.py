@@ -15,8 +15,10 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, Final
 
 from trackside.errors import CheckpointDamaged
@@ -29,6 +31,7 @@ VERSION: Final = 1
 _NAME: Final = re.compile(r"step-(\d{8,})-a(\d+)")
 _ASIDE: Final = re.compile(r"\.step-.*\.tmp-\d+")
 _HASH_BYTES: Final = 1 << 20
+_DAMAGED_KEPT: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,11 +64,16 @@ class HashingFile:
         self._file = file
         self._hash = hashlib.sha256()
         self.size_bytes = 0
+        self.error: OSError | None = None  # what a library that writes through us may report as something else
 
     def write(self, data: Any) -> int:
         """Write bytes; returns how many."""
         self._hash.update(data)
-        written = self._file.write(data)
+        try:
+            written = self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
         self.size_bytes += written
         return written
 
@@ -91,19 +99,27 @@ class CheckpointStore:
         root.mkdir(parents=True, exist_ok=True)
         self._remove_unfinished()
 
-    def write(self, step: int, files: Mapping[str, Callable[[HashingFile], object]]) -> Written:
-        """Write a checkpoint of `step`; each function writes the file of its name. Nothing is left when one raises."""
+    def write(
+        self,
+        step: int,
+        files: Mapping[str, Callable[[HashingFile], object]],
+        facts: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Written:
+        """Write a checkpoint of `step`; each function writes the file of its name. Nothing is left when one raises.
+
+        `facts` go into the manifest beside what it says of the files.
+        """
         name = checkpoint_name(step, self.attempt)
         target = self.root / name
         if target.exists():
             self.quarantine(Checkpoint(path=target, step=step, attempt=self.attempt))
         aside = self.root / f".{name}.tmp-{os.getpid()}"
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
+        aside.mkdir(parents=True)
         try:
-            facts = {file: _write_file(aside / file, write) for file, write in files.items()}
+            sums = {file: _write_file(aside / file, write) for file, write in files.items()}
             manifest = encode.dumps(
-                {"v": VERSION, "step": step, "attempt": self.attempt, "t": now_ms(), "files": facts}
+                {"v": VERSION, "step": step, "attempt": self.attempt, "t": now_ms(), **facts, "files": sums}
             )
             _write_file(aside / MANIFEST, lambda out: out.write(manifest))
             _sync_directory(aside)
@@ -113,7 +129,7 @@ class CheckpointStore:
             shutil.rmtree(aside, ignore_errors=True)
             raise
         self._proved.add(name)
-        size = len(manifest) + sum(fact["size"] for fact in facts.values())
+        size = len(manifest) + sum(fact["size"] for fact in sums.values())
         return Written(name=name, step=step, size_bytes=size, digest=hashlib.sha256(manifest).hexdigest())
 
     def all(self) -> list[Checkpoint]:
@@ -160,15 +176,19 @@ class CheckpointStore:
                 return aside
             number += 1
 
-    def prune(self, keep: int) -> list[str]:
-        """Remove all but the newest `keep`, but never the newest and never the last one that verifies.
+    def prune(self, keep: int, *, best: str | None = None, best_mode: str = "min") -> list[str]:
+        """Remove all but the newest `keep` and the best, but never the newest and never the last one that verifies.
 
-        An attempt that sees checkpoints of a later one has been overtaken and removes nothing.
+        The best is the one whose manifest has the lowest (or highest) value of the metric `best`. An attempt that sees
+        checkpoints of a later one has been overtaken and removes nothing.
         """
         everything = self.all()
         if everything and everything[0].attempt > self.attempt:
             return []
         kept, spare = everything[: max(keep, 1)], everything[max(keep, 1) :]
+        if best is not None and spare:
+            chosen = _best(everything, best, best_mode)
+            spare = [checkpoint for checkpoint in spare if checkpoint is not chosen]
         if spare and not any(self._is_proved(checkpoint) for checkpoint in kept):
             saviour = next((checkpoint for checkpoint in spare if self._is_proved(checkpoint)), None)
             spare = [checkpoint for checkpoint in spare if saviour is not None and checkpoint is not saviour]
@@ -182,7 +202,17 @@ class CheckpointStore:
             except OSError:
                 continue  # harmless: the next prune or start tries again
             removed.append(checkpoint.name)
+        self._prune_damaged()
         return removed
+
+    def _prune_damaged(self) -> None:
+        """Keep the newest damaged ones only: they are there to be looked at, not to fill the disk."""
+        found: list[tuple[int, Path]] = []
+        for path in self.root.glob("damaged-*"):
+            with suppress(OSError):
+                found.append((path.stat().st_mtime_ns, path))
+        for _, path in sorted(found, reverse=True)[_DAMAGED_KEPT:]:
+            shutil.rmtree(path, ignore_errors=True)
 
     def _is_proved(self, checkpoint: Checkpoint) -> bool:
         if checkpoint.name in self._proved:
@@ -202,7 +232,12 @@ class CheckpointStore:
 def _write_file(path: Path, write: Callable[[HashingFile], object]) -> dict[str, Any]:
     with path.open("xb") as file:
         out = HashingFile(file)
-        write(out)
+        try:
+            write(out)
+        except Exception:
+            if out.error is not None:
+                raise out.error from None
+            raise
         file.flush()
         os.fsync(file.fileno())
     return {"size": out.size_bytes, "sha256": out.hexdigest()}
@@ -214,6 +249,16 @@ def _sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _best(checkpoints: Sequence[Checkpoint], metric: str, mode: str) -> Checkpoint | None:
+    """The checkpoint with the best value of the metric, the newest of equals; None when none tells it."""
+    found: list[tuple[float, Checkpoint]] = []
+    for checkpoint in checkpoints:
+        with suppress(CheckpointDamaged, KeyError, TypeError, ValueError):
+            value = float(_read_manifest(checkpoint, None)["metrics"][metric])
+            found.append((value if mode == "min" else -value, checkpoint))
+    return min(found, key=lambda each: each[0])[1] if found else None
 
 
 def _read_manifest(checkpoint: Checkpoint, digest: str | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from trackside.errors import InvalidJob, StopRequested
+from trackside.errors import Diverged, InvalidJob, StopRequested
 
 EXIT_OK: Final = 0
 EXIT_ERROR: Final = 1
@@ -28,6 +28,7 @@ class Outcome:
     name: str
     exit_code: int
     error: dict[str, Any] | None = None
+    bad_step: int | None = None  # diverged: where that began
 
 
 SUCCEEDED: Final = Outcome(name="succeeded", exit_code=EXIT_OK)
@@ -35,6 +36,9 @@ SUCCEEDED: Final = Outcome(name="succeeded", exit_code=EXIT_OK)
 
 def of_exception(raised: BaseException) -> Outcome:
     """What an exception that left the user's code means."""
+    if isinstance(raised, Diverged):
+        error = {"type": "Diverged", "message": str(raised), "traceback": None}
+        return Outcome(name="diverged", exit_code=EXIT_ERROR, error=error, bad_step=raised.steps[0])
     if isinstance(raised, StopRequested):
         name = raised.reason if raised.reason in _STOPS else "preempted"
         return Outcome(name=name, exit_code=EXIT_STOPPED)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from trackside.errors import ConfigurationError, NotInJob, StopRequested
 from trackside.sdk.context import AttemptContext, ResumePoint
+from trackside.sdk.divergence import DEFAULT, Watch
 from trackside.sdk.journal import JournalWriter, now_ms
 from trackside.sdk.page import Command, ControlPage, Phase
 from trackside.sdk.values import Arriving, Plain, fact, number
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _MAX_ARRIVING: Final = 4096  # records waiting for a GPU; beyond it the oldest is waited for, so that memory is bounded
 _SAVES_FIRST: Final = frozenset({Command.PREEMPT.reason, Command.PAUSE.reason})
+_LEAVES_AT_ONCE: Final = frozenset({Command.CANCEL.reason, Command.FENCED.reason})
 
 _current: ContextVar[Run | None] = ContextVar("trackside_run", default=None)
 _process_run: list[Run] = []  # threads start with an empty context, and they belong to the same run
@@ -95,6 +97,7 @@ class Run:
         self._loop_used = False
         self._asked_to_stop: str | None = None
         self._checkpointer: Checkpointer | None = None
+        self._watch = Watch()
         self._waiting: deque[tuple[int, int, dict[str, Plain | Arriving]]] = deque()
 
     @classmethod
@@ -137,7 +140,7 @@ class Run:
             self._waiting.append((at, now_ms(), values))
             self._write_arrived()
         else:
-            self._sink.metrics(at, values, now_ms())
+            self._write(at, values, now_ms())
 
     def steps(self, total: int | None = None) -> Iterator[int]:
         """Yield the steps that are left, counted from 1, up to `total` or without end.
@@ -153,10 +156,21 @@ class Run:
         self._loop_used = True
         return self._steps(total)
 
-    def checkpointer(self, *, every: int | None = 100, keep: int = 3, **parts: Any) -> Checkpointer:
+    def checkpointer(
+        self,
+        *,
+        every: int | None = 100,
+        keep: int = 3,
+        best: str | None = None,
+        best_mode: Literal["min", "max"] = "min",
+        background: bool = True,
+        **parts: Any,
+    ) -> Checkpointer:
         """Save `parts` each `every` steps, at a stop and after the last step; restores what is there at once.
 
-        Parts have state_dict and load_state_dict, or are torch generators. The newest `keep` checkpoints are kept.
+        Parts have state_dict and load_state_dict, or are torch generators. The newest `keep` checkpoints are kept, and
+        the one at which the metric `best` was lowest (or highest). The loop waits for a copy of the state only; with
+        `background` off it waits for the disk.
         """
         from trackside.sdk.checkpointer import Checkpointer
         from trackside.sdk.checkpoints import CheckpointStore
@@ -170,6 +184,9 @@ class Run:
             parts,
             every=every,
             keep=keep,
+            best=best,
+            best_mode=best_mode,
+            background=background,
             resume=self._resume,
             emit=self._sink.write,
         )
@@ -197,9 +214,16 @@ class Run:
         while self._waiting:
             self._write_first()
 
+    def watch(self, names: Sequence[str]) -> None:
+        """Stop the run when one of these metrics stays NaN or infinite; none of them: never."""
+        if tuple(names) != self._watch.names:
+            self._watch = Watch(names)
+
     def close(self) -> None:
-        """Flush, and close the journal."""
+        """Flush, finish a checkpoint that is being written, and close the journal."""
         self.flush()
+        if self._checkpointer is not None:
+            self._checkpointer.settle()
         self._sink.close()
 
     def _steps(self, total: int | None) -> Iterator[int]:
@@ -209,6 +233,7 @@ class Run:
         self._sink.write({"k": "begin", "t": now_ms(), "pid": os.getpid(), "total": total, "from": first})
         self._looping = True
         page.phase = Phase.STEPPING
+        waits = True
         try:
             self._obey()
             if self._checkpointer is not None:
@@ -219,25 +244,40 @@ class Run:
                 yield step
                 self._in_step = False
                 self._boundary(step, last=step == total)
+        except StopRequested as stop:
+            waits = stop.reason not in _LEAVES_AT_ONCE
+            raise
         finally:
             self._in_step = self._looping = False
             page.phase = Phase.STARTING  # what follows, such as a test, has no steps to be judged by
             self.flush()
+            if waits and self._checkpointer is not None:
+                self._checkpointer.settle()
 
     def _boundary(self, step: int, *, last: bool) -> None:
         """Tell progress, save what is due, obey a command: in this order, so that a stop loses no step."""
         self._completed = step
         self._page.boundary(step)
-        if self._waiting:
-            self._write_arrived()
         checkpointer = self._checkpointer
-        if checkpointer is not None and self._stop_reason() is None and (last or checkpointer.due(step)):
-            self._save(checkpointer)
+        due = checkpointer is not None and (last or checkpointer.due(step))
+        if due or last:
+            self.flush()  # a snapshot waits for the GPU anyway, and what was logged tells whether to take it
+        elif self._waiting:
+            self._write_arrived()
+        if self._watch.verdict is not None:
+            raise self._watch.verdict
+        if checkpointer is not None:
+            checkpointer.check()
+            if due and self._stop_reason() is None:
+                if self._watch.suspects(step):
+                    checkpointer.postpone()
+                else:
+                    self._save(checkpointer, wait=last)
         self._obey()
 
-    def _save(self, checkpointer: Checkpointer) -> None:
+    def _save(self, checkpointer: Checkpointer, *, wait: bool) -> None:
         self._page.phase = Phase.SAVING
-        checkpointer.save_step(self._completed)
+        checkpointer.save_step(self._completed, wait=wait)
         self._page.phase = Phase.STEPPING
 
     def _stop_reason(self) -> str | None:
@@ -249,7 +289,7 @@ class Run:
         if stop is None:
             return
         if stop in _SAVES_FIRST and self._checkpointer is not None and self._completed > 0:
-            self._save(self._checkpointer)
+            self._save(self._checkpointer, wait=True)
         raise StopRequested(stop)
 
     def _write_arrived(self) -> None:
@@ -263,7 +303,13 @@ class Run:
     def _write_first(self) -> None:
         step, time_ms, values = self._waiting.popleft()
         here = {key: value.get() if isinstance(value, Arriving) else value for key, value in values.items()}
-        self._sink.metrics(step, here, time_ms)
+        self._write(step, here, time_ms)
+
+    def _write(self, step: int, values: Mapping[str, Any], time_ms: int) -> None:
+        self._sink.metrics(step, values, time_ms)
+        self._watch.see(step, values)
+        if self._checkpointer is not None:
+            self._checkpointer.see(values)
 
 
 def _whole(step: int) -> int:
@@ -283,8 +329,12 @@ def _find() -> Run | None:
     return _current.get() or (_process_run[0] if _process_run else None)
 
 
-def init(*, name: str | None = None, params: Mapping[str, Any] | None = None) -> Run:
-    """The current run: in a job the attempt's, whatever the arguments; a second call returns it again."""
+def init(*, name: str | None = None, params: Mapping[str, Any] | None = None, watch: Sequence[str] = DEFAULT) -> Run:
+    """The current run: in a job the attempt's, whatever name and params; a second call returns it again.
+
+    A run whose metrics named in `watch` stay NaN or infinite for three logged steps stops; it goes back to its last
+    checkpoint before that.
+    """
     run = _find()
     if run is None:
         from trackside.sdk.local import local_run
@@ -292,6 +342,7 @@ def init(*, name: str | None = None, params: Mapping[str, Any] | None = None) ->
         run = local_run(name, params or {})
         set_current(run)
     run.opened()
+    run.watch(watch)
     return run
 
 

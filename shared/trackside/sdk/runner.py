@@ -171,7 +171,7 @@ def _told(ended: Outcome) -> Outcome:
     """Print the error where a script's own traceback would stand."""
     if ended.error is not None:
         error = ended.error
-        text = f"{error['message']}\n" if error["type"] == "SystemExit" else error["traceback"]
+        text = f"{error['message']}\n" if error["type"] in ("SystemExit", "Diverged") else error["traceback"]
         try:
             sys.stderr.write(text)
             sys.stderr.flush()
@@ -193,6 +193,8 @@ def _finish() -> None:
 
 def _write_end(run: Run, page: ControlPage, ended: Outcome) -> None:
     record = {"k": "end", "t": now_ms(), "outcome": ended.name, "s": page.completed, "error": ended.error}
+    if ended.bad_step is not None:
+        record["bad_step"] = ended.bad_step
     try:
         run.flush()
     except Exception as error:  # noqa: BLE001 - after a GPU error the numbers still waiting there are gone

@@ -6,6 +6,7 @@ on first use.
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
 from collections.abc import Callable
@@ -51,6 +52,47 @@ def capture(part: Any) -> Any:
     methods = _methods(part)
     assert methods is not None  # noqa: S101 - check_part has refused it
     return getattr(part, methods[0])()
+
+
+def snapshot(state: Any) -> Any:
+    """A copy of `state` in the CPU's memory that nothing changes any more."""
+    module = torch()
+    copies: dict[Any, Any] = {}
+    taken = _copied(state, module, copies)
+    if any(tensor.is_cuda for tensor, _ in copies.values()):
+        module.cuda.synchronize()
+    return taken
+
+
+def _copied(value: Any, module: ModuleType, copies: dict[Any, Any]) -> Any:
+    if isinstance(value, module.Tensor):
+        return _copied_tensor(value, module, copies)
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, dict):
+        taken = copy.copy(value)  # of the same class, with what hangs on it, such as a module's versions
+        for key, item in value.items():
+            taken[key] = _copied(item, module, copies)
+        return taken
+    if type(value) in (list, tuple):
+        return type(value)(_copied(item, module, copies) for item in value)
+    return copy.deepcopy(value)
+
+
+def _copied_tensor(tensor: Any, module: ModuleType, copies: dict[Any, Any]) -> Any:
+    """The copy, one for all names under which the same tensor appears, as tied weights do."""
+    if type(tensor) not in (module.Tensor, module.nn.Parameter) or tensor.layout is not module.strided:
+        return tensor.detach().clone()
+    key = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+    if key in copies and tensor.numel():
+        return copies[key][1]
+    with module.no_grad():
+        if tensor.is_cuda:  # pinned, so that the copies overlap; they are waited for once, at the end
+            taken = module.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+        else:
+            taken = tensor.detach().clone()
+    copies[key] = (tensor, taken)  # the tensor too: its memory must not be given out again meanwhile
+    return taken
 
 
 def restore(part: Any, state: Any) -> None:
