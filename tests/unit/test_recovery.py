@@ -23,7 +23,8 @@ from trackside.models import (
     Reason,
 )
 from trackside.retry import backoff_s
-from trackside_supervisor.recovery import HOST_FAULTS, RULES, SELFTEST, Policy, decide, replay
+from trackside.story import RULES
+from trackside_supervisor.recovery import HOST_FAULTS, SELFTEST, Policy, decide, replay
 
 POLICY = Policy(poison_after=3, backoff_s=lambda failures: 2.0 * failures)
 NOW = 1_000_000

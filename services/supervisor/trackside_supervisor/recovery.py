@@ -27,25 +27,6 @@ FINAL: Final = {
 PERMANENT_ERRORS: Final = frozenset({"ImportError", "ModuleNotFoundError", "SyntaxError", "IndentationError"})
 # A slot's self-test is an attempt like any other, but its end is an answer: it is never tried again.
 SELFTEST: Final = Program(kind="module", target="trackside.selftest")
-RULES: Final = {
-    "succeeded": "the program finished",
-    "cancelled": "somebody asked for it",
-    "paused": "somebody asked for it",
-    "preempted": "its host or worker stops in order; the attempt is not counted",
-    "self-test failed": "a slot's self-test did not pass, so the slot rests on",
-    "invalid_job": "the job cannot run as it was submitted",
-    "timeout": "a time limit was reached",
-    "diverged": "the watched metric is no finite number",
-    "oom_gpu": "the GPU's memory does not hold it, and would not the next time",
-    "oom_host": "the host's memory did not hold it twice in a row, with no newer checkpoint in between",
-    "host fault": "the host's doing, not the job's; no retry is used up",
-    "permanent error": "an error that another try does not mend",
-    "repeated error": "the same exception after the same step twice, with no newer checkpoint",
-    "poison": "several attempts in a row brought no newer checkpoint",
-    "budget used up": "more failures than retries since the last newer checkpoint",
-    "retry at once": "the attempt brought a newer checkpoint, so waiting gains nothing",
-    "retry with backoff": "the attempt brought nothing new; the wait is drawn at random and grows",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

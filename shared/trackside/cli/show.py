@@ -1,4 +1,4 @@
-"""`show`: one job with everything that is known about it."""
+"""`show`: one job with everything that is known about it; `why` is its story."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from trackside.cli.render import (
     span,
     when,
 )
+from trackside.cli.why import why
 
 if TYPE_CHECKING:
     from trackside.models import Attempt, Batch, Job
@@ -34,8 +35,9 @@ _RECENT_BATCHES: Final = 300
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register this command."""
+    """Register these commands."""
     app.command()(show)
+    app.command()(why)
 
 
 def show(

@@ -1,0 +1,191 @@
+"""A job's life in plain words, from its record, its attempts and its history: pure.
+
+Each sentence has its time. Checkpoints are told once an attempt, and an attempt's end with what was decided about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from trackside.models import Attempt, AttemptState, Event, EventKind, Job, JobState
+
+# Every rule by which the supervisor moves a job, and why it is one.
+RULES: Final = {
+    "succeeded": "the program finished",
+    "cancelled": "somebody asked for it",
+    "paused": "somebody asked for it",
+    "preempted": "its host or worker stops in order, which is not counted against the job",
+    "self-test failed": "a slot's self-test did not pass, so the slot rests on",
+    "invalid_job": "the job cannot run as it was submitted",
+    "timeout": "a time limit was reached",
+    "diverged": "the watched metric is no finite number",
+    "oom_gpu": "the GPU's memory does not hold it, and would not the next time",
+    "oom_host": "the host's memory did not hold it twice in a row, with no newer checkpoint in between",
+    "host fault": "the host's doing and not the job's, so no retry is used up",
+    "permanent error": "an error that another try does not mend",
+    "repeated error": "the same exception after the same step twice, with no newer checkpoint in between",
+    "poison": "several attempts in a row brought no newer checkpoint",
+    "budget used up": "more failures than retries since the last newer checkpoint",
+    "retry at once": "the attempt brought a newer checkpoint, so waiting gains nothing",
+    "retry with backoff": "the attempt brought nothing new; the wait is drawn at random and grows each time",
+    "backoff over": "it has waited as long as was drawn",
+    "parent did not succeed": "a job that it was to run after failed, was cancelled or is gone",
+}
+# Those that use up a retry.
+COUNTED: Final = frozenset(
+    {"oom_host", "permanent error", "repeated error", "poison", "budget used up", "retry at once", "retry with backoff"}
+)
+_REQUESTS: Final = {
+    "cancel requested": "asked to cancel it",
+    "pause requested": "asked to pause it",
+    "resume requested": "asked to resume it",
+    "pause refused": "it cannot pause, so it runs on",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sentence:
+    """One thing that happened, or comes next (`at_ms` None)."""
+
+    at_ms: int | None
+    text: str
+    attempt: int | None = None
+
+
+def tell(job: Job, attempts: Iterable[Attempt], events: Iterable[Event], now_ms: int) -> list[Sentence]:
+    """The whole story, oldest first; the last sentence says what comes next."""
+    by_number = {attempt.number: attempt for attempt in attempts}
+    saved: dict[int, list[int]] = {}
+    told: list[Sentence] = []
+    for event in events:
+        number = event.attempt or 0
+        if event.kind is EventKind.CHECKPOINT:
+            saved.setdefault(number, []).append(int(event.data.get("step", 0)))
+            continue
+        text = _sentence(job, event, by_number.get(number), saved.get(number, []))
+        if text is not None:
+            told.append(Sentence(at_ms=event.at_ms, text=text, attempt=event.attempt))
+    told.append(Sentence(at_ms=None, text=what_is_next(job, by_number.get(job.attempt), now_ms)))
+    return told
+
+
+def _sentence(job: Job, event: Event, attempt: Attempt | None, saved: list[int]) -> str | None:
+    data = event.data
+    match event.kind:
+        case EventKind.SUBMITTED:
+            return _submitted(job, event)
+        case EventKind.ASSIGNED:
+            return f"attempt {event.attempt} was given to {data.get('slot', 'a slot')}"
+        case EventKind.RESTORED:
+            return f"attempt {event.attempt} goes on after step {data.get('resumed_step')} ({data.get('resumed_from')})"
+        case EventKind.ENDED:
+            return _ended(event, attempt, saved)
+        case EventKind.TRANSITION:
+            return _moved(event)
+        case EventKind.NOTE if data.get("text"):
+            return f"{data.get('level', 'note')}: {data['text']}"
+        case EventKind.NOTE if event.cause == "checkpoint damaged":
+            return f"checkpoint {data.get('name')} is damaged and was put aside: {data.get('why')}"
+        case EventKind.NOTE if event.cause == "parents succeeded":
+            return f"{', '.join(job.spec.after)} succeeded, so it waits for a free slot"
+    return None
+
+
+def _submitted(job: Job, event: Event) -> str:
+    parts = [f"submitted by {job.spec.submitted_by or event.by or 'somebody'}"]
+    if job.spec.retry_of:
+        start = f"from its {event.data['from']}" if event.data.get("from") else "from the beginning"
+        parts.append(f"to do {job.spec.retry_of} again, {start}")
+    if job.spec.after:
+        parts.append(f"to run after {', '.join(job.spec.after)}")
+    return ", ".join(parts)
+
+
+def _ended(event: Event, attempt: Attempt | None, saved: list[int]) -> str:
+    outcome = attempt.outcome if attempt is not None else None
+    parts = [f"attempt {event.attempt} ended: {event.cause}"]
+    detail = event.data.get("detail")
+    if detail and detail != event.cause:
+        parts[0] += f" ({detail})"
+    if attempt is not None and attempt.started_at_ms is not None:
+        parts.append(f"after {span((event.at_ms - attempt.started_at_ms) / 1000)}")
+    if outcome is not None and outcome.first_step is not None and outcome.last_step is not None:
+        parts.append(f"having done steps {outcome.first_step} to {outcome.last_step}")
+    parts.append(f"its newest checkpoint is of step {max(saved)}" if saved else "it brought no checkpoint")
+    if outcome is not None and outcome.seen_by:
+        late = outcome.noticed_after_ms
+        parts.append(f"seen by {outcome.seen_by}" + ("" if late is None else f" within {late} ms"))
+    return "; ".join(parts)
+
+
+def _moved(event: Event) -> str | None:
+    data = event.data
+    if event.cause in _REQUESTS:
+        who = "its worker" if event.cause == "pause refused" else event.by or "somebody"
+        where = f", back at {data['from']}" if data.get("from") else ""
+        return f"{who}: {_REQUESTS[event.cause]}{where}; it is {event.new}"
+    if event.cause not in RULES:
+        return None
+    text = f"decided: {event.new}, by the rule {event.cause!r}: {RULES[event.cause]}"
+    numbers = _numbers(event)
+    return f"{text} ({numbers})" if numbers else text
+
+
+def _numbers(event: Event) -> str:
+    """The numbers behind a decision."""
+    data = event.data
+    if event.cause == "parent did not succeed":
+        return str(data.get("detail", ""))
+    if event.cause not in COUNTED:
+        return ""
+    barren = 0 if data.get("progressed") else data.get("barren", 0) + 1
+    failures = data.get("failures", 0) + 1
+    parts = [
+        f"{failures} failure{'s' if failures > 1 else ''} with {data.get('retries', 0)} retries",
+        f"{barren} in a row without a newer checkpoint, {data.get('poison_after')} are too many",
+    ]
+    if event.new is JobState.WAITING:
+        parts.append(f"waits {span(data.get('wait_s', 0.0))}")
+    return "; ".join(parts)
+
+
+def what_is_next(job: Job, newest: Attempt | None, now_ms: int) -> str:
+    """What comes next for the job, and when."""
+    match job.state:
+        case JobState.QUEUED if job.slot is not None:
+            return f"next: attempt {job.attempt} starts on {job.slot}"
+        case JobState.QUEUED:
+            return f"next: {job.detail or 'waits for a free slot'}"
+        case JobState.WAITING:
+            left_s = max(0, (job.retry_at_ms or now_ms) - now_ms) / 1000
+            return f"next: attempt {job.attempt + 1} in {span(left_s)}, from {_start(job)}"
+        case JobState.PAUSED:
+            return f"next: nothing until `trackside resume {job.id}`, which goes on from {_start(job)}"
+        case JobState.PAUSING:
+            return "next: it saves at its next step and is paused then"
+        case JobState.CANCELLING:
+            return "next: it ends at its next step, or is killed when its grace is over"
+        case JobState.RUNNING if newest is not None and newest.state is AttemptState.ENDED:
+            return "next: the supervisor decides about the attempt that has ended"
+        case JobState.RUNNING:
+            return f"next: attempt {job.attempt} runs on {job.slot or 'its slot'}; should it die, it goes on from " + (
+                _start(job)
+            )
+        case JobState.SUCCEEDED:
+            return "it is done"
+    return f"it is over; `trackside retry {job.id}` does it again, from {_start(job)}"
+
+
+def _start(job: Job) -> str:
+    return f"step {job.checkpoints[0].step}" if job.checkpoints else "the beginning"
+
+
+def span(seconds: float) -> str:
+    """A length of time for people."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

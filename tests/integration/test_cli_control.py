@@ -1,0 +1,94 @@
+"""Job and slot control by the command line: one effect each, and the exit codes tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cli_world import SLOT, SPEC, World
+from trackside.models import Breaker, BreakerState, JobState, Outcome, Reason
+from trackside.server import EmbeddedServer
+
+
+@pytest.fixture
+def world(redis_server: EmbeddedServer, bus_urls: Mapping[str, str]) -> World:
+    return World.at(redis_server.home, bus_urls)
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "train.py").write_text("print('hi')\n")
+    monkeypatch.chdir(tmp_path)
+    return "train.py"
+
+
+def test_submit_takes_priority_limits_and_parents(world: World, train: str) -> None:
+    world.queued("first", "data")
+    world.queued("second")
+    options = ["--priority", "high", "--after", "data", "--after", "second", "--attempt-timeout", "10m"]
+    job = world.store.job(world.run("submit", train, *options).out.strip())
+    assert (job.spec.priority, job.spec.after, job.spec.attempt_timeout_s) == ("high", ("first", "second"), 600.0)
+    shown = world.run("show", job.id).out
+    assert "After:       first, second" in shown
+    assert "waits for first, second to succeed" in shown
+
+
+def test_a_parent_that_is_not_there_is_refused_before_anything_is_sent(world: World, train: str) -> None:
+    result = world.run("submit", train, "--after", "nobody", code=2)
+    assert "nobody" in result.err
+    assert world.store.job_ids() == []
+
+
+def test_resume_goes_back_to_a_named_checkpoint(world: World) -> None:
+    world.running("j")
+    world.store.pause("j")
+    world.store.end_attempt("j", 1, Outcome(reason=Reason.PAUSED))
+    world.finish("j", JobState.PAUSED)
+    assert "step-2-1" in world.run("resume", "j", "--from", "nothing", code=2).err
+    assert world.run("resume", "j", "--from", "step-2-1", "--json").json["jobs"][0]["state"] == "queued"
+    world.run("resume", "j", "--from", "step-2-1")
+
+
+def test_retry_prints_the_new_id_and_leaves_the_old_job(world: World) -> None:
+    old = world.failed("broken")
+    new = world.store.job(world.run("retry", "broken").out.strip())
+    assert (new.spec.retry_of, new.state) == ("broken", JobState.QUEUED)
+    assert world.store.job("broken") == old
+    assert world.run("retry", "broken", "--id", "again", "--fresh", "--json").json["spec"]["retry_of"] == "broken"
+    world.run("retry", "broken", "--id", "again")
+    assert len(world.store.job_ids()) == 3
+    assert "choose another" in world.run("retry", "broken", "--id", "broken", code=2).err
+    assert "cancel it first" in world.run("retry", "again", code=2).err
+
+
+def test_slots_say_why_they_take_no_work(world: World) -> None:
+    world.running("j")
+    world.run("cordon", SLOT.id)
+    row = world.run("slots", "--json").json["slots"][0]
+    assert (row["state"], row["cordoned"], row["breaker"]) == ("busy", True, "closed")
+    assert "trackside uncordon" in world.run("slots").out
+    open_ = Breaker(slot=SLOT.id, state=BreakerState.OPEN, failed=("a", "b"), openings=1, until_ms=10**14)
+    world.store.move_breaker(None, open_, cause="breaker open")
+    assert "2 different jobs crashed on it" in world.run("slots").out
+    world.run("uncordon", SLOT.id)
+    row = world.run("slots", "--json").json["slots"][0]
+    assert (row["cordoned"], row["breaker"]) == (False, "closed")
+    assert world.run("cordon", "nowhere", code=2).err.startswith("trackside: no slot")
+
+
+def test_why_tells_the_story_and_what_to_do(world: World) -> None:
+    world.failed("broken")
+    out = world.run("why", "broken").out
+    assert "broken is failed" in out
+    assert "attempt 1 ended: user_error (ValueError: bad)" in out
+    assert "`trackside retry broken`" in out
+    story = world.run("why", "broken", "--json").json["story"]
+    assert [each["at_ms"] is None for each in story] == [False] * (len(story) - 1) + [True]
+
+
+def test_why_is_harmless_whatever_a_name_holds(world: World) -> None:
+    world.store.submit("j", "\x1b[31mevil", replace(SPEC, submitted_by="\x1b]0;owned\x07"))
+    assert "\x1b" not in world.run("why", "j").out

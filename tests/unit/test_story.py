@@ -1,0 +1,83 @@
+"""The story of a job: every attempt, its end, the rule and its numbers, and what comes next."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from trackside.models import (
+    Attempt,
+    AttemptState,
+    CheckpointRef,
+    Event,
+    EventKind,
+    Job,
+    JobSpec,
+    JobState,
+    Outcome,
+    Program,
+    Reason,
+)
+from trackside.story import COUNTED, RULES, tell, what_is_next
+from trackside_supervisor.recovery import Policy, decide
+
+SPEC = JobSpec(program=Program(kind="script", target="t.py"), submitted_by="ann@box")
+JOB = Job(id="j", name="j", state=JobState.RUNNING, spec=SPEC, created_at_ms=0, changed_at_ms=0, attempt=1)
+FIRST = Attempt(
+    job="j", number=1, state=AttemptState.ENDED, slot="h-gpu0", host="h", assigned_at_ms=1000, started_at_ms=2000,
+    ended_at_ms=14_000,
+    outcome=Outcome(
+        reason=Reason.KILLED, detail="the training process was killed (SIGKILL)", first_step=1, last_step=57,
+        seen_by="worker:h-gpu0", noticed_after_ms=3,
+    ),
+)  # fmt: skip
+
+
+def decided(job: Job) -> Event:
+    decision = decide(job, FIRST, None, Policy(poison_after=3, backoff_s=lambda _: 1.25), 14_000)
+    return Event(
+        kind=EventKind.TRANSITION, at_ms=14_000, job="j", attempt=1, cause=decision.rule, old=job.state,
+        new=decision.state, data={**decision.inputs, "detail": decision.detail},
+    )  # fmt: skip
+
+
+def test_an_attempt_is_told_from_its_slot_to_what_comes_next() -> None:
+    events = [
+        Event(kind=EventKind.SUBMITTED, at_ms=0, job="j", new=JobState.QUEUED, by="cli:ann@box"),
+        Event(kind=EventKind.ASSIGNED, at_ms=1000, job="j", attempt=1, data={"slot": "h-gpu0"}),
+        Event(kind=EventKind.ENDED, at_ms=14_000, job="j", attempt=1, cause="killed", data={"detail": "SIGKILL"}),
+        decided(JOB),
+    ]
+    waiting = replace(JOB, state=JobState.WAITING, retry_at_ms=15_250)
+    told = [each.text for each in tell(waiting, [FIRST], events, 15_000)]
+    assert told == [
+        "submitted by ann@box",
+        "attempt 1 was given to h-gpu0",
+        "attempt 1 ended: killed (SIGKILL); after 12 s; having done steps 1 to 57; it brought no checkpoint; seen by "
+        "worker:h-gpu0 within 3 ms",
+        "decided: waiting, by the rule 'retry with backoff': the attempt brought nothing new; the wait is drawn at "
+        "random and grows each time (1 failure with 4 retries; 1 in a row without a newer checkpoint, 3 are too many; "
+        "waits 1.2 s)",
+        "next: attempt 2 in 0.2 s, from the beginning",
+    ]
+
+
+def test_a_checkpoint_is_told_with_the_end_of_its_attempt() -> None:
+    saved = Event(kind=EventKind.CHECKPOINT, at_ms=3000, job="j", attempt=1, data={"step": 50})
+    end = Event(kind=EventKind.ENDED, at_ms=14_000, job="j", attempt=1, cause="killed")
+    told = [each.text for each in tell(JOB, [FIRST], [saved, end], 15_000)]
+    assert len(told) == 2
+    assert "its newest checkpoint is of step 50" in told[0]
+
+
+@pytest.mark.parametrize("state", list(JobState))
+def test_every_state_has_something_that_comes_next_or_says_that_it_is_over(state: JobState) -> None:
+    checkpoint = CheckpointRef(name="step-50-a1", step=50, attempt=1, digest="d", storage="s")
+    text = what_is_next(replace(JOB, state=state, checkpoints=(checkpoint,)), None, 0)
+    assert text.startswith("next: ") is not state.terminal
+
+
+def test_the_rules_that_count_are_rules() -> None:
+    assert set(RULES) > COUNTED
+    assert decided(JOB).cause in COUNTED
