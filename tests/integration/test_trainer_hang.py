@@ -15,7 +15,7 @@ import redis
 
 from trackside.bus import streams
 from trackside.bus.acl import USERS
-from trackside.models import Job, Outcome, Reason
+from trackside.models import Job, JobState, Outcome, Reason
 from trackside.server import EmbeddedServer
 from trackside.testing import wait_until
 from trainer_harness import Trainer, lives, steps_script
@@ -184,6 +184,37 @@ def test_a_hang_is_found_while_the_server_is_away(trainer: Trainer, redis_server
 def test_a_limit_for_each_attempt_saves_and_ends_it(trainer: Trainer) -> None:
     outcome = trainer.ended(trainer.assign(steps_script(100_000, 0.01), attempt_timeout_s=0.7), 20)
     assert (outcome.reason, outcome.detail) == (Reason.TIMEOUT, "the limit of 0.7 s for one attempt was reached")
+
+
+def test_a_script_without_a_step_loop_says_that_it_cannot_pause_and_runs_on(trainer: Trainer) -> None:
+    job = trainer.assign("import time\nprint('on it', flush=True)\ntime.sleep(3)\nprint('done')\n")
+    wait_until(lambda: "on it" in trainer.output(job), 10, "the script does not run")
+    trainer.store.pause(job.id)
+
+    refused = "this script has no step loop, so it cannot be paused: cancel it or let it end"
+    wait_until(lambda: trainer.store.job(job.id).detail == refused, 10, "the pause was not refused")
+    assert trainer.store.job(job.id).state is JobState.RUNNING
+    outcome = trainer.ended(job)
+    assert (outcome.reason, outcome.exit_code) == (Reason.SUCCEEDED, 0)
+    assert "done" in trainer.output(job)
+
+
+LATE = """
+import time, trackside
+time.sleep(0.7)
+run = trackside.init()
+for step in run.steps(100_000):
+    time.sleep(0.01)
+"""
+
+
+def test_a_pause_that_comes_before_the_step_loop_waits_for_it(trainer: Trainer) -> None:
+    job = trainer.assign(LATE)
+    wait_until(lambda: trainer.store.job(job.id).state is JobState.RUNNING, 10, "it was not claimed")
+    trainer.store.pause(job.id)
+    outcome = trainer.ended(job)
+    assert (outcome.reason, outcome.exit_code) == (Reason.PAUSED, 75)
+    assert outcome.first_step == 1
 
 
 CRASH = """

@@ -40,6 +40,8 @@ _KILL_LIMIT_S: Final = 5.0  # then whoever is left hangs in the kernel, and the 
 _SHIP_BUDGET_S: Final = 0.03  # of one tick; the rest waits for the next, so that ends and beats are never late
 _RATE_WINDOW_S: Final = 10.0
 _NOTES_KEPT: Final = 20
+_PAUSE_WAIT_S: Final = 10.0
+_NO_LOOP: Final = "this script has no step loop, so it cannot be paused: cancel it or let it end"
 # A stronger wish replaces a weaker one.
 _RANK: Final = {
     Reason.PREEMPTED: 1,
@@ -80,6 +82,7 @@ class AttemptRun:
         self._page: ControlPage | None = None
         self._asked: Reason | None = None
         self._kill_at_s: float | None = None
+        self._pause_asked_s: float | None = None
         self._killed_by_us = False
         self._why: str | None = None  # the words behind `_asked`
         self._watchdog: Watchdog | None = None
@@ -199,10 +202,25 @@ class AttemptRun:
         if job.state is JobState.CANCELLING:
             self.stop(Reason.CANCELLED)
         elif job.state is JobState.PAUSING:
-            self.stop(Reason.PAUSED)
+            self._pause()
+        else:
+            self._pause_asked_s = None
         if not self._told_pid and self.pid is not None:
             self._store.note_attempt(self.job_id, self.number, EventKind.NOTE, "process started", pid=self.pid)
             self._told_pid = True
+
+    def _pause(self) -> None:
+        """Stop at the next boundary, or say that there is none: what has no step loop would lose all it has done."""
+        page, now_s = self._page, time.monotonic()
+        if page is None or page.first is not None:
+            self.stop(Reason.PAUSED)
+            return
+        if self._pause_asked_s is None:
+            self._pause_asked_s = now_s
+        if now_s - self._pause_asked_s > _PAUSE_WAIT_S / self._settings.scale:  # it may be on its way to its loop
+            self._store.refuse_pause(self.job_id, self.number, _NO_LOOP)
+            self._log.info("pause_refused")
+            self._pause_asked_s = None
 
     def _keep_time(self) -> None:
         now_s = time.monotonic()
