@@ -181,3 +181,50 @@ def test_what_is_inherited_from_another_job_is_no_progress() -> None:
 @given(st.integers(1, 40))
 def test_the_backoff_stays_in_its_envelope(failures: int) -> None:
     assert 0.0 <= backoff_s(failures, first_s=2.0, max_s=300.0) <= min(300.0, 2.0 * 2 ** (failures - 1))
+
+
+def diverged(bad_step: int | None = 45, number: int = 1, resumed_step: int | None = None) -> Attempt:
+    return replace(ended(Reason.DIVERGED, number, bad_step=bad_step), resumed_step=resumed_step)
+
+
+def test_a_diverged_run_goes_back_to_the_newest_checkpoint_before_its_first_bad_step() -> None:
+    job = a_job(checkpoints=(saved(50, 1), saved(45, 1), saved(40, 1), saved(30, 1)))
+    decision = decide(job, diverged(), None, POLICY, NOW)
+    assert (decision.state, decision.rule, decision.rollback_to) == (JobState.QUEUED, "rolled back", 40)
+    assert decision.inputs["rollbacks"] == 0
+    assert replay(decision.inputs, NOW) == decision
+
+
+def test_a_checkpoint_that_leads_there_at_once_is_left_behind_too() -> None:
+    job = a_job(checkpoints=(saved(44, 1), saved(40, 1)))
+    assert decide(job, diverged(), None, POLICY, NOW).rollback_to == 44
+    assert decide(job, diverged(resumed_step=44), None, POLICY, NOW).rollback_to == 40
+
+
+def test_without_an_older_checkpoint_it_starts_over() -> None:
+    decision = decide(a_job(checkpoints=(saved(50, 1),)), diverged(), None, POLICY, NOW)
+    assert (decision.state, decision.rollback_to) == (JobState.QUEUED, 0)
+
+
+def test_three_times_in_a_row_and_then_it_has_failed() -> None:
+    job = a_job(checkpoints=(saved(40, 1),), rollbacks=3, bad_step=45)
+    decision = decide(job, diverged(number=4), None, POLICY, NOW)
+    assert (decision.state, decision.rule, decision.rollback_to) == (JobState.FAILED, "diverged", None)
+
+
+def test_a_checkpoint_beyond_the_last_divergence_starts_the_count_anew() -> None:
+    job = a_job(checkpoints=(saved(60, 4), saved(40, 1)), rollbacks=3, bad_step=45)
+    decision = decide(job, diverged(bad_step=70, number=4), None, POLICY, NOW)
+    assert (decision.rule, decision.rollback_to, decision.inputs["rollbacks"]) == ("rolled back", 60, 0)
+    # One that was saved on the way there is none beyond it.
+    job = a_job(checkpoints=(saved(44, 4), saved(40, 1)), rollbacks=3, bad_step=45)
+    assert decide(job, diverged(number=4), None, POLICY, NOW).state is JobState.FAILED
+
+
+def test_the_limit_of_one_attempt_is_a_failure_that_is_retried_and_the_jobs_is_not() -> None:
+    spec = JobSpec(program=Program(kind="script", target="train.py"), attempt_timeout_s=5.0, timeout_s=60.0)
+    attempt = ended(Reason.TIMEOUT)
+    within = a_job(spec=spec, ran_ms=5_000, checkpoints=(saved(40, 1),))
+    assert decide(within, attempt, None, POLICY, NOW).rule == "retry at once"
+    assert decide(replace(within, checkpoints=()), attempt, None, POLICY, NOW).rule == "retry with backoff"
+    assert decide(replace(within, ran_ms=60_000), attempt, None, POLICY, NOW).state is JobState.FAILED

@@ -140,6 +140,8 @@ class Actions:
             fields: dict[str, Any] = {"failures": decision.failures, "barren": decision.barren}
             if decision.retry_at_ms is not None:
                 fields["retry_at_ms"] = decision.retry_at_ms
+            if decision.rollback_to is not None:
+                fields |= _rolled_back(now_job, decision)
             change = self._store.moved(
                 now_job, decision.state, now_ms, cause=decision.rule, detail=decision.detail, inputs=decision.inputs,
                 **fields,
@@ -203,3 +205,10 @@ class Actions:
         if self._store.move_breaker(old, new, cause=cause, **facts):
             self.breakers[new.slot] = new
             self._log.warning(cause.replace(" ", "_"), slot=new.slot, **facts)
+
+
+def _rolled_back(job: Job, decision: Decision) -> dict[str, Any]:
+    """The record's fields after a going back: the checkpoints after it are not resumed from any more."""
+    to_step, inputs = decision.rollback_to or 0, decision.inputs
+    kept = tuple(checkpoint for checkpoint in job.checkpoints if checkpoint.step <= to_step)
+    return {"checkpoints": kept, "bad_step": inputs["bad_step"], "rollbacks": inputs["rollbacks"] + 1}

@@ -8,7 +8,7 @@ only chance in it (the jitter of the backoff) is one of the facts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ FINAL: Final = {
     Reason.DIVERGED: "its loss is no number any more",
     Reason.OOM_GPU: "the GPU's memory does not hold it; make the batch smaller and submit again",
 }
+MAX_ROLLBACKS: Final = 3  # in a row
 # Python errors that no second try mends.
 PERMANENT_ERRORS: Final = frozenset({"ImportError", "ModuleNotFoundError", "SyntaxError", "IndentationError"})
 # A slot's self-test is an attempt like any other, but its end is an answer: it is never tried again.
@@ -56,6 +57,10 @@ class Facts:
     retries: int = 0
     poison_after: int = 0
     wait_s: float = 0.0  # the backoff that was drawn for this decision
+    attempt_limit: bool = False  # a timeout was that of one attempt, the job's own is not used up
+    bad_step: int | None = None  # where the attempt began to diverge
+    rollbacks: int = 0  # goings back in a row, with no newer checkpoint beyond where they began
+    rollback_to: int = 0  # the step of the newest checkpoint that is older than the divergence; 0: none is
 
     @classmethod
     def from_inputs(cls, inputs: Mapping[str, Any]) -> Facts:
@@ -76,6 +81,7 @@ class Decision:
     retry_at_ms: int | None = None
     failures: int
     barren: int
+    rollback_to: int | None = None  # forget the checkpoints after this step; 0: all of them
     inputs: dict[str, Any] = field(default_factory=dict)
 
 
@@ -94,6 +100,8 @@ def gather(job: Job, attempt: Attempt, previous: Attempt | None, policy: Policy)
     outcome = attempt.outcome or Outcome(reason=Reason.LOST)
     before = previous.outcome if previous is not None else None
     progressed = bool(job.checkpoints) and job.checkpoints[0].attempt == attempt.number
+    rollback_to = _rollback_to(job, attempt, outcome.bad_step)
+    passed = job.bad_step is not None and rollback_to > job.bad_step
     return Facts(
         state=job.state,
         reason=outcome.reason,
@@ -110,6 +118,10 @@ def gather(job: Job, attempt: Attempt, previous: Attempt | None, policy: Policy)
         retries=job.spec.retries,
         poison_after=policy.poison_after,
         wait_s=round(policy.backoff_s(0 if progressed else job.barren + 1), 3),
+        attempt_limit=_of_attempt(job),
+        bad_step=outcome.bad_step,
+        rollbacks=0 if passed else job.rollbacks,
+        rollback_to=rollback_to,
     )
 
 
@@ -127,6 +139,12 @@ def judge(facts: Facts, now_ms: int) -> Decision:
         return to(JobState.FAILED, "self-test failed", f"the slot is not fit for work: {what}")
     if reason in (Reason.PREEMPTED, Reason.PAUSED):
         return to(JobState.QUEUED, "preempted", "made room at a step boundary; waits for a free slot")
+    if reason is Reason.DIVERGED and facts.bad_step is not None and facts.rollbacks < MAX_ROLLBACKS:
+        where = f"to the checkpoint of step {facts.rollback_to}" if facts.rollback_to else "to the start"
+        decision = to(JobState.QUEUED, "rolled back", f"goes back {where}: {what}")
+        return replace(decision, rollback_to=facts.rollback_to)
+    if reason is Reason.TIMEOUT and facts.attempt_limit:
+        return _counted(facts, now_ms)
     if reason in FINAL:
         return to(JobState.FAILED, reason.value, f"{FINAL[reason]}: {what}")
     if reason in HOST_FAULTS:
@@ -170,6 +188,19 @@ def _to(
         barren=facts.barren if barren is None else barren,
         inputs={**asdict(facts), "wait_s": wait_s},
     )
+
+
+def _rollback_to(job: Job, attempt: Attempt, bad_step: int | None) -> int:
+    """The step to go back to. A checkpoint that led to the first bad step at once may hold the cause already."""
+    if bad_step is None:
+        return 0
+    below = bad_step - 1 if attempt.resumed_step == bad_step - 1 else bad_step
+    return max((checkpoint.step for checkpoint in job.checkpoints if checkpoint.step < below), default=0)
+
+
+def _of_attempt(job: Job) -> bool:
+    spec = job.spec
+    return spec.attempt_timeout_s is not None and (spec.timeout_s is None or job.ran_ms < spec.timeout_s * 1000)
 
 
 def _repeats(outcome: Outcome, before: Outcome | None) -> bool:
