@@ -51,8 +51,7 @@ def strike(step):
             raise ConnectionError(f"chance of attempt {run.attempt}")
         return
     if fault == "flood":
-        for _ in range(100):
-            trackside.log(**{f"m{_}": float(step)})
+        trackside.log(**{f"m{number}": float(step) for number in range(100)})
         return
     if not first or step != args.at:
         return
@@ -76,7 +75,9 @@ def strike(step):
     elif fault == "hang":
         time.sleep(3600)
     elif fault == "gil-hang":
-        ctypes.PyDLL(None).sleep(3600)
+        lock = (ctypes.c_char * 64)()  # locked twice, so for ever, whatever signals come; Python's own lock is held
+        for _ in range(2):
+            ctypes.PyDLL(None).pthread_mutex_lock(lock)
     elif fault == "fork":
         if os.fork() == 0:
             os.setsid()

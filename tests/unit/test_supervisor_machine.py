@@ -6,10 +6,11 @@ decision is the product's own: placement, silence, recovery.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
-from hypothesis import HealthCheck, assume, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -33,6 +34,7 @@ from trackside_supervisor.placement import free_slots, place
 from trackside_supervisor.recovery import HOST_FAULTS, Decision, Policy, decide, replay
 from trackside_supervisor.watch import Limits, Sight, lost
 
+F = TypeVar("F", bound=Callable[..., Any])
 TTL_MS: Final = 4000
 LIMITS: Final = Limits(margin_ms=1000, claim_ms=9000)
 POISON_AFTER: Final = 3
@@ -40,6 +42,11 @@ CRASHES: Final = (
     Reason.KILLED, Reason.USER_ERROR, Reason.STALLED, Reason.CUDA_ERROR, Reason.OOM_HOST, Reason.GPU_LOST,
     Reason.PREEMPTED,
 )  # fmt: skip
+
+
+def has(state: AttemptState) -> Callable[[F], F]:
+    """A rule needs a job whose attempt is in this state."""
+    return cast("Callable[[F], F]", precondition(lambda self: bool(self.able(state))))
 
 
 class Core(RuleBasedStateMachine):
@@ -53,6 +60,7 @@ class Core(RuleBasedStateMachine):
         self.slots = [Slot(id=f"h{n}-cpu0", host=f"h{n}", kind="cpu", storage="disk") for n in range(2)]
         self.pids = {slot.id: 100 + n for n, slot in enumerate(self.slots)}
         self.deadlines = {slot.id: self.now_ms + TTL_MS for slot in self.slots}
+        self.began_ms = dict.fromkeys(self.pids, 0)
         self.silent: set[str] = set()
         self.ends: dict[str, list[JobState]] = {}
         self.not_before_ms: dict[str, int] = {}
@@ -95,7 +103,8 @@ class Core(RuleBasedStateMachine):
             return None
         carried = next((job.id for job in self.jobs.values() if job.slot == slot.id and job.state in ACTIVE), None)
         return Beat(
-            role=Role.WORKER, name=slot.id, host=slot.host, pid=self.pids[slot.id], started_at_ms=0, at_ms=0,
+            role=Role.WORKER, name=slot.id, host=slot.host, pid=self.pids[slot.id],
+            started_at_ms=self.began_ms[slot.id], at_ms=0,
             slot=slot.id, job=carried,
         )  # fmt: skip
 
@@ -168,6 +177,7 @@ class Core(RuleBasedStateMachine):
                 self.deadlines[slot.id] = self.now_ms + TTL_MS
         self.tick()
 
+    @has(AttemptState.ASSIGNED)
     @rule(data=st.data())
     def claim(self, data: st.DataObject) -> None:
         self.do_claim(self.pick(data, AttemptState.ASSIGNED))
@@ -181,6 +191,7 @@ class Core(RuleBasedStateMachine):
         if job.state is JobState.QUEUED:
             self.move(job, JobState.RUNNING)
 
+    @has(AttemptState.RUNNING)
     @rule(data=st.data())
     def save(self, data: st.DataObject) -> None:
         """A newer checkpoint is accepted."""
@@ -189,21 +200,36 @@ class Core(RuleBasedStateMachine):
         ref = CheckpointRef(name=f"step-{step}", step=step, attempt=job.attempt, digest="d", storage="disk")
         self.jobs[job.id] = replace(job, checkpoints=(ref, *job.checkpoints)[:3], failures=0, barren=0)
 
+    @has(AttemptState.RUNNING)
     @rule(data=st.data(), reason=st.sampled_from(CRASHES), step=st.integers(0, 2))
     def crash(self, data: st.DataObject, reason: Reason, step: int) -> None:
         job = self.pick(data, AttemptState.RUNNING)
         failure = Failure(type="ValueError", message="x") if reason is Reason.USER_ERROR else None
         self.end(job, Outcome(reason=reason, failure=failure, last_step=step))
 
+    @precondition(lambda self: bool(self.live()))
+    @rule(data=st.data(), times=st.integers(1, 6))
+    def crash_again_and_again(self, data: st.DataObject, times: int) -> None:
+        """A program that dies whenever it is started, before it has saved anything."""
+        job_id = data.draw(st.sampled_from(self.live())).id
+        for _ in range(times * 4):
+            job = self.jobs[job_id]
+            attempt = self.current(job)
+            if attempt is not None and attempt.state is AttemptState.ASSIGNED and attempt.slot not in self.silent:
+                self.do_claim(job)
+                self.end(self.jobs[job_id], Outcome(reason=Reason.KILLED))
+            self.time_passes(3000)
+
+    @has(AttemptState.RUNNING)
     @rule(data=st.data())
     def succeed(self, data: st.DataObject) -> None:
         self.end(self.pick(data, AttemptState.RUNNING), Outcome(reason=Reason.SUCCEEDED))
 
+    @precondition(lambda self: len(self.silent) < 2)
     @rule(data=st.data())
     def worker_dies(self, data: st.DataObject) -> None:
         """Its agent reports the end and starts another."""
-        slot = data.draw(st.sampled_from([slot.id for slot in self.slots]))
-        assume(slot not in self.silent)
+        slot = data.draw(st.sampled_from([slot.id for slot in self.slots if slot.id not in self.silent]))
         self.pids[slot] += 100
         for job in list(self.jobs.values()):
             attempt = self.current(job)
@@ -215,15 +241,19 @@ class Core(RuleBasedStateMachine):
         self.silent.add(data.draw(st.sampled_from([slot.id for slot in self.slots])))
 
     @precondition(lambda self: bool(self.silent))
-    @rule()
-    def host_returns(self) -> None:
-        self.silent.pop()
+    @rule(restarted=st.booleans())
+    def host_returns(self, restarted: bool) -> None:
+        """With its workers, or with new ones that know nothing of what the old ones carried."""
+        slot = sorted(self.silent)[0]
+        self.silent.remove(slot)
+        if restarted:
+            self.pids[slot] += 100
+            self.began_ms[slot] = self.now_ms
 
+    @precondition(lambda self: bool(self.live()))
     @rule(data=st.data(), wish=st.sampled_from(["cancel", "pause", "resume"]))
     def wish(self, data: st.DataObject, wish: str) -> None:
-        live = [job for job in self.jobs.values() if not job.state.terminal]
-        assume(live)
-        job = data.draw(st.sampled_from(live))
+        job = data.draw(st.sampled_from(self.live()))
         runs = job.slot is not None
         if wish == "cancel" and job.state not in (JobState.CANCELLING, JobState.CANCELLED):
             self.move(job, JobState.CANCELLING if runs or job.state in ACTIVE else JobState.CANCELLED)
@@ -235,14 +265,21 @@ class Core(RuleBasedStateMachine):
             self.move(job, JobState.QUEUED)
 
     def pick(self, data: st.DataObject, state: AttemptState) -> Job:
-        """A job whose current attempt is in this state, on a host that works."""
-        found = [
+        return data.draw(st.sampled_from(self.able(state)))
+
+    def able(self, state: AttemptState) -> list[Job]:
+        """Jobs whose current attempt is in this state, with a worker that still knows of it."""
+        return [
             job
             for job in self.jobs.values()
-            if (attempt := self.current(job)) and attempt.state is state and attempt.slot not in self.silent
+            if (attempt := self.current(job))
+            and attempt.state is state
+            and attempt.slot not in self.silent
+            and attempt.worker_pid in (None, self.pids[attempt.slot])
         ]
-        assume(found)
-        return data.draw(st.sampled_from(found))
+
+    def live(self) -> list[Job]:
+        return [job for job in self.jobs.values() if not job.state.terminal]
 
     # -- what always holds -----------------------------------------------------------------------------------------
 
@@ -282,13 +319,15 @@ class Core(RuleBasedStateMachine):
                     self.move(job, JobState.QUEUED)
                 elif attempt is not None and attempt.state is AttemptState.ASSIGNED:
                     self.do_claim(job)
-                elif attempt is not None and attempt.state is AttemptState.RUNNING:
+                elif attempt is None or attempt.worker_pid != self.pids[attempt.slot]:
+                    continue  # nobody is left who could report it
+                elif attempt.state is AttemptState.RUNNING:
                     self.end(job, Outcome(reason=Reason.SUCCEEDED))
         stuck = [f"{job.id} {job.state} {self.current(job)}" for job in self.jobs.values() if not job.state.terminal]
         assert not stuck, f"stuck: {stuck}"
 
 
 Core.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=300, stateful_step_count=80, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestCore = Core.TestCase

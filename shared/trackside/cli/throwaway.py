@@ -46,10 +46,13 @@ QUICK: Final[Mapping[str, str]] = {
 class Throwaway:
     """A running system of one home, seen through its bus."""
 
-    def __init__(self, process: subprocess.Popen[bytes], env: dict[str, str], home: Path, log: Path) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], env: dict[str, str], home: Path, log: Path, url: str | None = None
+    ) -> None:
+        """`url`: where the observer connects, None: as the system itself does."""
         self.process, self.env, self.home, self.log = process, env, home, log
         self.settings = Settings.from_environ(env, home=home)
-        self.client = connect(launcher.client_url(self.settings, "submitter"), name="drill")
+        self.client = connect(url or launcher.client_url(self.settings, "submitter"), name="drill")
         self.store = Store(self.client, by="cli:drill")
 
     def trackside(self, *words: str) -> str:
@@ -126,14 +129,12 @@ def now_ms() -> int:
 
 @contextmanager
 def throwaway(
-    home: Path, *, slots: str, settings: Mapping[str, str] | None = None, dashboard: bool = False
+    home: Path, *, slots: str, settings: Mapping[str, str] | None = None, url: str | None = None
 ) -> Iterator[Throwaway]:
     """`trackside up` in `home` until the block ends; `settings` are TRACKSIDE_ variables, lower case, no prefix."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("TRACKSIDE_")}
     env |= {f"TRACKSIDE_{name.upper()}": value for name, value in (settings or {}).items()}
-    command = [sys.executable, "-m", "trackside", "--home", str(home), "up", "--slots", slots]
-    if not dashboard:
-        command.append("--no-dashboard")
+    command = [sys.executable, "-m", "trackside", "--home", str(home), "up", "--slots", slots, "--no-dashboard"]
     parent = os.getpid()
     log = home / "logs" / "up.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +145,7 @@ def throwaway(
         )  # fmt: skip
     try:
         await_ready(process, Settings.from_environ(env, home=home), log)
-        yield Throwaway(process, env, home, log)
+        yield Throwaway(process, env, home, log, url)
     finally:
         end(process)
 
