@@ -64,3 +64,17 @@ def test_one_that_always_does_is_given_up_and_its_nan_is_shown(system: System) -
     assert [attempt.resumed_step for attempt in system.attempts(job_id)] == [None, 40, 40, 40]
     assert "first at step 45" in (job.detail or "")
     assert system.series(job_id, "loss")[45] == "NaN"
+    shown = system.cli("show", job_id)
+    assert "Failure of attempt 4\nDiverged: loss was NaN at 3 logged steps in a row, first at step 45" in shown
+
+
+def test_show_has_the_evidence_of_a_crash(system: System) -> None:
+    script = system.home / "crash.py"
+    script.write_text("import ctypes\nprint('so far so good')\nctypes.string_at(0)\n")
+    job_id = system.submit(script, "--retries", "0")
+    assert system.ended(job_id).reason is Reason.KILLED
+
+    shown = system.cli("show", job_id)
+    assert "Evidence of attempt 1\nFatal Python error: Segmentation fault" in shown
+    assert 'crash.py", line 3' in shown
+    assert "last output:\nso far so good" in shown

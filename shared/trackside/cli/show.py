@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 _RECENT_BATCHES: Final = 300
+_NO_FAILURES: Final = frozenset({"succeeded", "preempted", "paused", "cancelled"})
 
 
 def add_to(app: typer.Typer) -> None:
@@ -199,11 +200,16 @@ def _attempt_row(attempt: Attempt, now: int) -> tuple[object, ...]:
 
 def _failure(attempts: list[Attempt]) -> None:
     outcome = attempts[-1].outcome if attempts else None
-    if outcome is None or outcome.failure is None:
+    if outcome is None or outcome.reason in _NO_FAILURES:
         return
-    failure = outcome.failure
-    print(f"\nFailure of attempt {attempts[-1].number}")
-    if failure.traceback:
-        print(block(failure.traceback).rstrip())
-    else:
+    failure, evidence = outcome.failure, outcome.evidence
+    if failure is not None:
+        print(f"\nFailure of attempt {attempts[-1].number}")
+        if failure.traceback:  # the last output has it too
+            print(block(failure.traceback).rstrip())
+            return
         print(plain(f"{failure.type or 'error'}: {failure.message or ''}"))
+    if evidence:
+        print(f"\nEvidence of attempt {attempts[-1].number}")
+        for text in evidence:
+            print(block(text).rstrip())
