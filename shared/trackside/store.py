@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, cast
 
 from trackside.bus import keys, streams
-from trackside.bus.client import Client, Pipeline, WatchError, now_ms
-from trackside.bus.leases import Lease
+from trackside.bus.client import Pipeline, WatchError, now_ms
 from trackside.codec import decode_fields, encode_fields
-from trackside.errors import Conflict, DecodeError, Fenced, IllegalTransition, InvalidJob, NotFound
+from trackside.errors import Conflict, Fenced, IllegalTransition, InvalidJob, NotFound
 from trackside.models import (
     Attempt,
     AttemptState,
-    Breaker,
     CheckpointRef,
     Event,
     EventKind,
@@ -29,9 +27,8 @@ from trackside.models import (
     Outcome,
     Slot,
 )
+from trackside.slotstore import TRIES, SlotStore, decoded
 
-T = TypeVar("T")
-_TRIES: Final = 50  # of one optimistic change; each loss means that another writer won
 CHECKPOINTS_KEPT: Final = 10  # names on the record; the run decides how many directories it keeps
 
 
@@ -45,13 +42,8 @@ class Change:
     also: Callable[[Pipeline], None] | None = None
 
 
-class Store:
+class Store(SlotStore):
     """Jobs, attempts and slots on the bus. `by` names the writer in the history (role:name)."""
-
-    def __init__(self, client: Client, *, by: str, lease: Lease | None = None) -> None:
-        self.client = client
-        self._by = by
-        self._lease = lease
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -64,7 +56,7 @@ class Store:
 
     def jobs(self, job_ids: Iterable[str]) -> list[Job]:
         """The records of these jobs; one that is gone or cannot be read is left out."""
-        return _decoded(Job, self._hashes(keys.job(job_id) for job_id in job_ids))
+        return decoded(Job, self.hashes(keys.job(job_id) for job_id in job_ids))
 
     def job_ids(self, limit: int | None = None) -> list[str]:
         """Ids of all jobs, newest first."""
@@ -84,24 +76,7 @@ class Store:
 
     def attempts(self, job: Job) -> list[Attempt]:
         """All attempts of a job, first to newest."""
-        return _decoded(Attempt, self._hashes(keys.attempt(job.id, n) for n in range(1, job.attempt + 1)))
-
-    def slots(self) -> list[Slot]:
-        """Every registered slot, by id."""
-        ids = sorted(raw.decode() for raw in cast(set[bytes], self.client.smembers(keys.SLOTS)))
-        return _decoded(Slot, self._hashes(keys.slot(slot_id) for slot_id in ids))
-
-    def slot(self, slot_id: str) -> Slot:
-        """The slot's record; raises NotFound."""
-        raw = cast(dict[bytes, bytes], self.client.hgetall(keys.slot(slot_id)))
-        if not raw:
-            raise NotFound(f"no slot {slot_id!r}: `trackside slots` lists them", slot=slot_id)
-        return decode_fields(Slot, raw)
-
-    def breakers(self, slot_ids: Iterable[str]) -> dict[str, Breaker]:
-        """The circuit breakers of these slots that are not simply closed, by slot."""
-        found = _decoded(Breaker, self._hashes(keys.breaker(slot_id) for slot_id in slot_ids))
-        return {breaker.slot: breaker for breaker in found}
+        return decoded(Attempt, self.hashes(keys.attempt(job.id, n) for n in range(1, job.attempt + 1)))
 
     def snapshot(self, sha256: str) -> bytes:
         """A submitted folder's archive; raises NotFound."""
@@ -127,7 +102,7 @@ class Store:
         if snapshot is not None and spec.snapshot is not None:
             self.client.set(keys.snapshot(spec.snapshot), snapshot, nx=True)
         key = keys.job(job_id)
-        for _ in range(_TRIES):
+        for _ in range(TRIES):
             with self.client.pipeline() as pipe:
                 pipe.watch(key)
                 raw = cast(dict[bytes, bytes], pipe.hgetall(key))
@@ -356,91 +331,6 @@ class Store:
 
         return self.change(job_id, decide)
 
-    # -- slots -----------------------------------------------------------------------------------------------------
-
-    def register_slot(self, slot: Slot) -> None:
-        """Write a slot's record; what people set on it (cordoned) stays."""
-        with self.client.pipeline() as pipe:
-            pipe.watch(keys.slot(slot.id))
-            raw = cast(dict[bytes, bytes], pipe.hgetall(keys.slot(slot.id)))
-            cordoned = decode_fields(Slot, raw).cordoned if raw else slot.cordoned
-            now = now_ms(pipe)
-            pipe.multi()
-            pipe.delete(keys.slot(slot.id))
-            record = replace(slot, registered_at_ms=now, cordoned=cordoned)
-            pipe.hset(keys.slot(slot.id), mapping=cast(Any, encode_fields(record)))
-            pipe.sadd(keys.SLOTS, slot.id)
-            pipe.execute()
-
-    def retire_slot(self, slot_id: str) -> None:
-        """Take a slot off the books at an orderly stop."""
-        with self.client.pipeline() as pipe:
-            pipe.delete(keys.slot(slot_id))
-            pipe.srem(keys.SLOTS, slot_id)
-            pipe.execute()
-
-    def cordon(self, slot_id: str, *, cordoned: bool) -> Slot:
-        """Take a slot out of service for new work, or put it back, which also closes its breaker; asked again: nothing.
-
-        What runs on it is not touched. Raises NotFound.
-        """
-        key = keys.slot(slot_id)
-        for _ in range(_TRIES):
-            with self.client.pipeline() as pipe:
-                pipe.watch(key, keys.breaker(slot_id))
-                raw = cast(dict[bytes, bytes], pipe.hgetall(key))
-                if not raw:
-                    raise NotFound(f"no slot {slot_id!r}: `trackside slots` lists them", slot=slot_id)
-                slot = decode_fields(Slot, raw)
-                broken = not cordoned and pipe.exists(keys.breaker(slot_id))
-                if slot.cordoned is cordoned and not broken:
-                    return slot
-                now = now_ms(pipe)
-                new = replace(slot, cordoned=cordoned)
-                cause = "cordoned" if cordoned else "uncordoned"
-                pipe.multi()
-                pipe.hset(key, mapping=cast(Any, encode_fields(new)))
-                if broken:
-                    pipe.delete(keys.breaker(slot_id))
-                streams.append_event(pipe, self.slot_event(slot_id, now, cause=cause))
-                try:
-                    pipe.execute()
-                except WatchError:
-                    continue
-                return new
-        raise Conflict(f"slot {slot_id!r} is being written by others without a pause: try again", slot=slot_id)
-
-    def slot_event(self, slot_id: str, now: int, *, cause: str, **data: Any) -> Event:
-        """An event about a slot."""
-        facts = {name: value for name, value in data.items() if value is not None}
-        return Event(kind=EventKind.SLOT, at_ms=now, cause=cause, by=self._by, data={"slot": slot_id, **facts})
-
-    def write_breaker(self, pipe: Pipeline, breaker: Breaker) -> None:
-        """Put a breaker's record into the transaction that `pipe` has open; a closed one needs none."""
-        pipe.delete(keys.breaker(breaker.slot))
-        if breaker != Breaker(slot=breaker.slot):
-            pipe.hset(keys.breaker(breaker.slot), mapping=cast(Any, encode_fields(breaker)))
-
-    def move_breaker(self, old: Breaker | None, new: Breaker, *, cause: str, **data: Any) -> bool:
-        """Write a breaker that still is `old`, with its event; returns whether it was."""
-        with self.client.pipeline() as pipe:
-            if self._lease is not None:
-                self._lease.guard(pipe)
-            key = keys.breaker(new.slot)
-            pipe.watch(key)
-            raw = cast(dict[bytes, bytes], pipe.hgetall(key))
-            if (decode_fields(Breaker, raw) if raw else None) != old:
-                return False
-            now = now_ms(pipe)
-            pipe.multi()
-            self.write_breaker(pipe, new)
-            streams.append_event(pipe, self.slot_event(new.slot, now, cause=cause, **data))
-            try:
-                pipe.execute()
-            except WatchError:
-                return False
-        return True
-
     # -- the one way to change a job -------------------------------------------------------------------------------
 
     def change(self, job_id: str, decide: Callable[[Job, int], Change | None]) -> Job:
@@ -449,7 +339,7 @@ class Store:
         `decide` may run several times, so it must only look. Raises NotFound, or what `decide` raises.
         """
         key = keys.job(job_id)
-        for _ in range(_TRIES):
+        for _ in range(TRIES):
             with self.client.pipeline() as pipe:
                 if self._lease is not None:
                     self._lease.guard(pipe)
@@ -521,12 +411,6 @@ class Store:
         if change.also is not None:
             change.also(pipe)
 
-    def _hashes(self, names: Iterable[str]) -> list[dict[bytes, bytes]]:
-        with self.client.pipeline(transaction=False) as pipe:
-            for name in names:
-                pipe.hgetall(name)
-            return cast(list[dict[bytes, bytes]], pipe.execute())
-
 
 def _waits(spec: JobSpec, job: Job | None = None) -> str:
     """Why a queued job does not run yet."""
@@ -546,14 +430,3 @@ def _inherited(old: Job) -> tuple[CheckpointRef, ...]:
 def _replace_hash(pipe: Pipeline, key: str, record: Job | Attempt) -> None:
     pipe.delete(key)
     pipe.hset(key, mapping=cast(Any, encode_fields(record)))
-
-
-def _decoded(kind: type[T], hashes: list[dict[bytes, bytes]]) -> list[T]:
-    found: list[T] = []
-    for raw in hashes:
-        if raw:
-            try:
-                found.append(decode_fields(kind, raw))
-            except DecodeError:
-                continue
-    return found

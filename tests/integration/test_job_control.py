@@ -242,6 +242,18 @@ def test_a_slot_is_cordoned_once_and_uncordoning_closes_its_breaker(store: Store
     assert not store.client.exists(keys.slot("h-cpu9"))
 
 
+def test_a_cordoned_slot_is_still_cordoned_when_its_host_comes_back(store: Store, person: Store) -> None:
+    store.register_slot(SLOT)
+    person.cordon("h-cpu0", cordoned=True)
+    store.retire_slot("h-cpu0")
+    assert store.slots() == []
+    store.register_slot(SLOT)
+    assert [slot.cordoned for slot in store.slots()] == [True]
+    person.cordon("h-cpu0", cordoned=False)
+    store.retire_slot("h-cpu0")
+    assert not store.client.exists(keys.slot("h-cpu0"))
+
+
 def test_slot_events_belong_to_no_job(store: Store) -> None:
     store.register_slot(SLOT)
     store.cordon("h-cpu0", cordoned=True)

@@ -143,3 +143,15 @@ def test_a_cancelled_job_that_ignores_everything_leaves_no_process(home: Path, s
         assert system.ended(job_id).state is JobState.CANCELLED
         with pytest.raises(ProcessLookupError):
             system.kill(pid, signal.SIGCONT)
+
+
+def test_supervisors_that_die_right_after_each_assignment_lose_and_double_nothing(home: Path, script: Path) -> None:
+    with running_system(home, *OPTIONS, backoff_first_s="0.1", crash_at="after assign:1") as system:
+        undisturbed = succeeded(system, system.submit(script, args=(*ARGS, "--step-ms", "0")))
+        job_id = system.submit(script, args=ARGS)
+        beat = system.stepping(job_id, 130)
+        assert beat.attempt_pid is not None
+        system.kill(beat.attempt_pid)
+        assert succeeded(system, job_id) == undisturbed
+        assert [attempt.number for attempt in system.attempts(job_id)] == [1, 2]
+        assert system.attempts(job_id)[1].resumed_step == 100

@@ -1,0 +1,162 @@
+"""The records of slots and of their circuit breakers: read here, and written nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Final, TypeVar, cast
+
+from trackside.bus import keys, streams
+from trackside.bus.client import Client, Pipeline, WatchError, now_ms
+from trackside.bus.leases import Lease
+from trackside.codec import decode_fields, encode_fields
+from trackside.errors import Conflict, DecodeError, NotFound
+from trackside.models import Breaker, Event, EventKind, Slot
+
+T = TypeVar("T")
+TRIES: Final = 50  # of one optimistic change; each loss means that another writer won
+
+
+class SlotStore:
+    """Slots on the bus. `by` names the writer in the history (role:name)."""
+
+    def __init__(self, client: Client, *, by: str, lease: Lease | None = None) -> None:
+        self.client = client
+        self._by = by
+        self._lease = lease
+
+    def slots(self) -> list[Slot]:
+        """Every registered slot, by id."""
+        ids = sorted(raw.decode() for raw in cast(set[bytes], self.client.smembers(keys.SLOTS)))
+        return decoded(Slot, self.hashes(keys.slot(slot_id) for slot_id in ids))
+
+    def slot(self, slot_id: str) -> Slot:
+        """The slot's record; raises NotFound."""
+        raw = cast(dict[bytes, bytes], self.client.hgetall(keys.slot(slot_id)))
+        if not raw:
+            raise NotFound(f"no slot {slot_id!r}: `trackside slots` lists them", slot=slot_id)
+        return decode_fields(Slot, raw)
+
+    def breakers(self, slot_ids: Iterable[str]) -> dict[str, Breaker]:
+        """The circuit breakers of these slots that are not simply closed, by slot."""
+        found = decoded(Breaker, self.hashes(keys.breaker(slot_id) for slot_id in slot_ids))
+        return {breaker.slot: breaker for breaker in found}
+
+    def register_slot(self, slot: Slot) -> None:
+        """Write a slot's record; what people set on it (cordoned) stays."""
+        key = keys.slot(slot.id)
+        for _ in range(TRIES):
+            with self.client.pipeline() as pipe:
+                pipe.watch(key)
+                raw = cast(dict[bytes, bytes], pipe.hgetall(key))
+                cordoned = decode_fields(Slot, raw).cordoned if raw else slot.cordoned
+                now = now_ms(pipe)
+                record = replace(slot, registered_at_ms=now, cordoned=cordoned)
+                pipe.multi()
+                pipe.delete(key)
+                pipe.hset(key, mapping=cast(Any, encode_fields(record)))
+                pipe.sadd(keys.SLOTS, slot.id)
+                try:
+                    pipe.execute()
+                except WatchError:  # somebody cordons it at this moment
+                    continue
+                return
+        raise Conflict(f"slot {slot.id!r} is being written by others without a pause: try again", slot=slot.id)
+
+    def retire_slot(self, slot_id: str) -> None:
+        """Take a slot off the books at an orderly stop; that it is cordoned is remembered for its return."""
+        key = keys.slot(slot_id)
+        for _ in range(TRIES):
+            with self.client.pipeline() as pipe:
+                pipe.watch(key)
+                cordoned = pipe.hget(key, "cordoned") == b"true"
+                pipe.multi()
+                if not cordoned:
+                    pipe.delete(key)
+                pipe.srem(keys.SLOTS, slot_id)
+                try:
+                    pipe.execute()
+                except WatchError:
+                    continue
+                return
+
+    def cordon(self, slot_id: str, *, cordoned: bool) -> Slot:
+        """Take a slot out of service for new work, or put it back, which also closes its breaker; asked again: nothing.
+
+        What runs on it is not touched. Raises NotFound.
+        """
+        key = keys.slot(slot_id)
+        for _ in range(TRIES):
+            with self.client.pipeline() as pipe:
+                pipe.watch(key, keys.breaker(slot_id))
+                raw = cast(dict[bytes, bytes], pipe.hgetall(key))
+                if not raw:
+                    raise NotFound(f"no slot {slot_id!r}: `trackside slots` lists them", slot=slot_id)
+                slot = decode_fields(Slot, raw)
+                broken = not cordoned and pipe.exists(keys.breaker(slot_id))
+                if slot.cordoned is cordoned and not broken:
+                    return slot
+                now = now_ms(pipe)
+                new = replace(slot, cordoned=cordoned)
+                cause = "cordoned" if cordoned else "uncordoned"
+                pipe.multi()
+                pipe.hset(key, mapping=cast(Any, encode_fields(new)))
+                if broken:
+                    pipe.delete(keys.breaker(slot_id))
+                streams.append_event(pipe, self.slot_event(slot_id, now, cause=cause))
+                try:
+                    pipe.execute()
+                except WatchError:
+                    continue
+                return new
+        raise Conflict(f"slot {slot_id!r} is being written by others without a pause: try again", slot=slot_id)
+
+    def slot_event(self, slot_id: str, now: int, *, cause: str, **data: Any) -> Event:
+        """An event about a slot."""
+        facts = {name: value for name, value in data.items() if value is not None}
+        return Event(kind=EventKind.SLOT, at_ms=now, cause=cause, by=self._by, data={"slot": slot_id, **facts})
+
+    def write_breaker(self, pipe: Pipeline, breaker: Breaker) -> None:
+        """Put a breaker's record into the transaction that `pipe` has open; a closed one needs none."""
+        pipe.delete(keys.breaker(breaker.slot))
+        if breaker != Breaker(slot=breaker.slot):
+            pipe.hset(keys.breaker(breaker.slot), mapping=cast(Any, encode_fields(breaker)))
+
+    def move_breaker(self, old: Breaker | None, new: Breaker, *, cause: str, **data: Any) -> bool:
+        """Write a breaker that still is `old`, with its event; returns whether it was."""
+        with self.client.pipeline() as pipe:
+            if self._lease is not None:
+                self._lease.guard(pipe)
+            key = keys.breaker(new.slot)
+            pipe.watch(key)
+            raw = cast(dict[bytes, bytes], pipe.hgetall(key))
+            if (decode_fields(Breaker, raw) if raw else None) != old:
+                return False
+            now = now_ms(pipe)
+            pipe.multi()
+            self.write_breaker(pipe, new)
+            streams.append_event(pipe, self.slot_event(new.slot, now, cause=cause, **data))
+            try:
+                pipe.execute()
+            except WatchError:
+                return False
+        return True
+
+    def hashes(self, names: Iterable[str]) -> list[dict[bytes, bytes]]:
+        """These hashes as they are, in one round trip."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.hgetall(name)
+            return cast(list[dict[bytes, bytes]], pipe.execute())
+
+
+def decoded(kind: type[T], hashes: list[dict[bytes, bytes]]) -> list[T]:
+    """The records in these hashes; one that is gone or cannot be read is left out."""
+    found: list[T] = []
+    for raw in hashes:
+        if raw:
+            try:
+                found.append(decode_fields(kind, raw))
+            except DecodeError:
+                continue
+    return found
