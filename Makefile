@@ -11,15 +11,18 @@ RUN_STAMP := $(VENV)/.run
 DEV_STAMP := $(VENV)/.dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 PYTEST_ARGS ?=
+SECONDS ?= 3600
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format pytest compose-test bench secrets constraints clean
+.PHONY: help demo test check format pytest compose-test chaos soak bench secrets constraints clean
 
 help:
 	@echo "make demo           install into .venv, then start everything with a training run to look at"
 	@echo "make test           all checks and tests, as CI runs them"
 	@echo "make check          format, lint, types and import rules only"
 	@echo "make compose-test   build the images and try the deployment (needs Docker with Compose v2)"
+	@echo "make chaos          every fault that runs here, with a table of what it cost"
+	@echo "make soak           faults at chance moments for SECONDS (3600) over four slots and fifty jobs"
 	@echo "make bench          measure"
 	@echo "make secrets        passwords and Redis users for docker compose, in deploy/secrets"
 	@echo "make clean          remove .venv, caches and builds"
@@ -40,10 +43,18 @@ format: $(DEV_STAMP)
 	$(BIN)/ruff check --fix .
 
 pytest: $(DEV_STAMP)
-	$(BIN)/pytest -m "not compose" $(PYTEST_ARGS)
+	$(BIN)/pytest -m "not compose and not chaos" $(PYTEST_ARGS)
 
 compose-test: $(DEV_STAMP)
 	$(BIN)/pytest -m compose tests/compose $(PYTEST_ARGS)
+
+chaos: $(DEV_STAMP)
+	@mkdir -p build
+	TRACKSIDE_CHAOS_JSON=build/chaos.json $(BIN)/pytest tests/chaos $(PYTEST_ARGS)
+
+soak: $(DEV_STAMP)
+	@mkdir -p build
+	PYTHONPATH=tests $(BIN)/python -m chaos.soak --seconds $(SECONDS) --json build/soak.json
 
 bench: $(DEV_STAMP)
 	set -e; for part in bench/[!_]*.py; do echo "== $$part"; PYTHONPATH=tests $(BIN)/python "$$part"; done

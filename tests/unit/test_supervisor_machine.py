@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -46,7 +46,7 @@ CRASHES: Final = (
 
 def has(state: AttemptState) -> Callable[[F], F]:
     """A rule needs a job whose attempt is in this state."""
-    return cast("Callable[[F], F]", precondition(lambda self: bool(self.able(state))))
+    return precondition(lambda self: bool(self.able(state)))
 
 
 class Core(RuleBasedStateMachine):

@@ -1,0 +1,251 @@
+"""Many jobs on four slots while faults strike at chance moments, one every twenty seconds on average.
+
+The oracle looks all the time and judges everything at the end. Prints a table, writes JSON, exits 1 if any promise was
+broken. Run it with `make soak` (an hour) or `make soak SECONDS=300`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import secrets
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from chaos.scripts import TRAIN
+from trackside import oracle, witness
+from trackside.cli import faults
+from trackside.cli.rehearse import leftovers, rules
+from trackside.cli.throwaway import QUICK, Throwaway, now_ms, throwaway
+from trackside.errors import TracksideError
+from trackside.models import EventKind, JobSpec, JobState, Role
+from trackside.oracle import Expected, History, JobHistory, Sample, Violation
+from trackside.testing import wait_until
+
+STEP_MS: Final = 20.0
+EVERY: Final = 25
+BUSY_SHARE: Final = 0.6  # of the time that the jobs would take undisturbed, so that they end about when the time is up
+MENU: Final = {
+    "training killed": faults.kill_training,
+    "worker killed": faults.kill_worker,
+    "agent killed": faults.kill_agent,
+    "host killed": faults.kill_host,
+    "supervisor killed": faults.kill_supervisor,
+    "server killed": faults.kill_server,
+    "server frozen": faults.freeze_server,
+    "training frozen": faults.freeze_training,
+    "trainer stopped in order": faults.stop_trainer,
+    "storm of stop signals": faults.storm_of_signals,
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class Soak:
+    """What happened so far."""
+
+    system: Throwaway
+    rng: random.Random
+    job_ids: list[str]
+    struck: list[tuple[float, str]] = field(default_factory=list)
+    missed: int = 0
+    samples: list[Sample] = field(default_factory=list)
+    blind: int = 0  # looks that found no server
+    orphans: set[str] = field(default_factory=set)
+    suspects: dict[int, tuple[float, str]] = field(default_factory=dict)
+
+    def strike(self, at_s: float) -> None:
+        name = self.rng.choice(sorted(MENU))
+        running = sorted(beat.job for beat in self.system.beats(Role.WORKER) if beat.job in self.job_ids and beat.job)
+        if not running:
+            self.missed += 1
+            return
+        try:
+            with ExitStack() as stack:
+                scene = faults.Scene(system=self.system, job=self.rng.choice(running), rng=self.rng, stack=stack)
+                MENU[name](scene)
+        except (TracksideError, LookupError):  # the chosen one had just ended, or its victim is not back yet
+            self.missed += 1
+            return
+        self.struck.append((round(at_s, 1), name))
+
+    def look(self) -> bool:
+        """One sample; whether every job has ended."""
+        try:
+            sample = witness.sample(self.system.store, self.job_ids, now_ms())
+            found = witness.orphans(self.system.store, self.system.home)
+        except TracksideError:
+            self.blind += 1
+            return False
+        if not self.samples or sample.states != self.samples[-1].states or sample.live != self.samples[-1].live:
+            self.samples.append(sample)
+        now_s = time.monotonic()
+        self.suspects = {pid: self.suspects.get(pid, (now_s, what)) for pid, what in found.items()}
+        self.orphans |= {what for since_s, what in self.suspects.values() if now_s - since_s > 3.0}
+        return all(state.terminal for state in sample.states.values()) and len(sample.states) == len(self.job_ids)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=3600.0)
+    parser.add_argument("--mean-s", type=float, default=20.0, help="between two faults")
+    parser.add_argument("--jobs", type=int, default=50)
+    parser.add_argument("--slots", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--json", type=Path, default=None)
+    args = parser.parse_args()
+    seed = secrets.randbelow(2**31) if args.seed is None else args.seed
+    console = Console(highlight=False, width=110)
+    steps = max(60, int(args.seconds * args.slots / args.jobs * BUSY_SHARE / (STEP_MS / 1000)))
+    console.print(
+        f"Seed {seed}: {args.jobs} jobs of {steps} steps, {args.slots} slots, a fault every {args.mean_s:g} s"
+    )
+    home = Path(tempfile.mkdtemp(prefix="ts-soak-"))
+    script = home / "project" / "train.py"
+    script.parent.mkdir()
+    script.write_text(TRAIN)
+    with throwaway(home / "home", slots=f"cpu:{args.slots}", settings=QUICK) as system:
+        base, step_s, spec = undisturbed(system, script, steps, args.slots)
+        soak = Soak(system=system, rng=random.Random(seed), job_ids=submit(system, spec, args.jobs))
+        began_s = time.monotonic()
+        disturb(soak, args.seconds, args.mean_s, console)
+        took_s = time.monotonic() - began_s
+        history, violations = judge(soak, base)
+    share = args.jobs * steps * step_s / args.slots / took_s
+    report = told(soak, history, violations, seed=seed, took_s=took_s, share=share, step_s=step_s, steps=steps)
+    console.print(table(report))
+    for violation in violations:
+        console.print(str(violation), style="red", markup=False)
+    if args.json is not None:
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    if violations:
+        console.print(f"the soak's home is kept: {home}")
+        return 1
+    shutil.rmtree(home, ignore_errors=True)
+    return 0
+
+
+def undisturbed(system: Throwaway, script: Path, steps: int, slots: int) -> tuple[JobHistory, float, JobSpec]:
+    """As many runs at once as there are slots: what they give, and how long a step of theirs takes."""
+    argv = ("--steps", str(steps), "--step-ms", str(STEP_MS), "--every", str(EVERY))
+    job_ids = [system.submit(script, *argv) for _ in range(slots)]
+    for job_id in job_ids:
+        assert system.ended(job_id, 120.0 + steps).state is JobState.SUCCEEDED, system.job(job_id)
+    history = witness.read(system.store, job_ids, home=system.home, rules=rules(system))
+    assert not oracle.check(history), oracle.check(history)
+    paces = []
+    for each in history.jobs:
+        times = [at for entry in each.entries if entry.batch is not None for at in entry.batch.at_ms]
+        paces.append((max(times) - min(times)) / 1000 / (steps - 1))
+    return history.jobs[0], statistics.fmean(paces), system.job(job_ids[0]).spec
+
+
+def submit(system: Throwaway, spec: JobSpec, count: int) -> list[str]:
+    """Jobs with the undisturbed runs' own specification; chance strikes some of them often, so retries are many."""
+    spec = replace(spec, retries=100)
+    return [system.store.submit(f"soak-{number:02d}", "soak", spec).id for number in range(count)]
+
+
+def disturb(soak: Soak, seconds: float, mean_s: float, console: Console) -> None:
+    """Strike at chance moments until the time is up, then let everything end."""
+    began_s = time.monotonic()
+    due_s = soak.rng.expovariate(1 / mean_s)
+    told_s = 0.0
+    while not soak.look():
+        at_s = time.monotonic() - began_s
+        if at_s >= due_s and at_s < seconds:
+            soak.strike(at_s)
+            due_s += soak.rng.expovariate(1 / mean_s)
+        if at_s - told_s >= 30:
+            told_s = at_s
+            states = Counter(soak.samples[-1].states.values()) if soak.samples else {}
+            words = ", ".join(f"{count} {state}" for state, count in states.items())
+            console.print(f"  {at_s:6.0f} s  {len(soak.struck)} faults  {words}")
+        if at_s > 2 * seconds + 120:
+            return  # what has not ended by now is stuck, and the oracle says so
+        time.sleep(0.2)
+
+
+def judge(soak: Soak, base: JobHistory) -> tuple[History, list[Violation]]:
+    expected = Expected(
+        states=frozenset({JobState.SUCCEEDED}),
+        redo_max=EVERY,
+        series=oracle.canonical(base),
+        summary=oracle.summary(base),
+    )
+    system = soak.system
+    wait_until(lambda: system.beats(Role.SUPERVISOR), 60.0, "no supervisor is left at the end")
+    history = witness.read(
+        system.store, soak.job_ids, home=system.home, expected=dict.fromkeys(soak.job_ids, expected),
+        samples=tuple(soak.samples), orphans=(*sorted(soak.orphans), *leftovers(system)), rules=rules(system),
+    )  # fmt: skip
+    return history, oracle.check(history)
+
+
+def told(soak: Soak, history: History, violations: list[Violation], **facts: Any) -> dict[str, Any]:
+    """The report as plain data."""
+    reasons = Counter(
+        attempt.outcome.reason.value for each in history.jobs for attempt in each.attempts if attempt.outcome
+    )
+    costs = [oracle.measure(each, 0) for each in history.jobs]
+    noticed = [
+        int(event.data["noticed_after_ms"])
+        for each in history.jobs
+        for event in each.events
+        if event.kind is EventKind.ENDED and event.data.get("noticed_after_ms") is not None
+    ]
+    return {
+        **facts,
+        "faults": len(soak.struck),
+        "faults_by_kind": dict(Counter(name for _, name in soak.struck)),
+        "faults_missed": soak.missed,
+        "looks_without_a_server": soak.blind,
+        "jobs": len(soak.job_ids),
+        "jobs_by_state": dict(Counter(each.job.state.value for each in history.jobs)),
+        "attempts": sum(each.job.attempt for each in history.jobs),
+        "attempts_by_reason": dict(reasons),
+        "steps_done_again": sum(cost.redone for cost in costs),
+        "steps_lost": sum(cost.lost for cost in costs),
+        "doubled": sum(cost.doubled for cost in costs),
+        "noticed_after_ms_median": statistics.median(noticed) if noticed else None,
+        "violations": [str(violation) for violation in violations],
+        "struck": soak.struck,
+    }
+
+
+def table(report: dict[str, Any]) -> Table:
+    found = Table(title=f"Soak of {report['took_s']:.0f} s, seed {report['seed']}", title_justify="left")
+    found.add_column("what")
+    found.add_column("figure")
+    rows = itertools.chain(
+        [("effective step time, share of undisturbed", f"{report['share']:.1%}")],
+        [("undisturbed step", f"{report['step_s'] * 1000:.1f} ms")],
+        ((name.replace("_", " "), _shown(report[name])) for name in (
+            "faults", "faults_by_kind", "jobs_by_state", "attempts", "attempts_by_reason", "steps_done_again",
+            "steps_lost", "doubled",
+        )),
+        [("promises broken", str(len(report["violations"])))],
+    )  # fmt: skip
+    for name, value in rows:
+        found.add_row(name, value)
+    return found
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(f"{count} {name}" for name, count in value.items()) if isinstance(value, dict) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
