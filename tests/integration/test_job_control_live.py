@@ -153,5 +153,7 @@ def test_supervisors_that_die_right_after_each_assignment_lose_and_double_nothin
         assert beat.attempt_pid is not None
         system.kill(beat.attempt_pid)
         assert succeeded(system, job_id) == undisturbed
+        leads = (home / "up.log").read_text().count('"leads"')
+        assert leads >= 3, f"only {leads} supervisors led: none died"
         assert [attempt.number for attempt in system.attempts(job_id)] == [1, 2]
         assert system.attempts(job_id)[1].resumed_step == 100

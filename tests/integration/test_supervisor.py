@@ -297,13 +297,35 @@ def test_a_leader_frozen_in_the_middle_of_an_act_past_its_lease_changes_nothing_
     assert_right(store)
 
 
+def test_a_stale_leaders_act_is_refused_even_where_the_job_would_still_allow_it(
+    bus_urls: Mapping[str, str], supervisors: Supervisors
+) -> None:
+    client = connect(bus_urls["trainer"])
+    store = Store(client, by="test")
+    store.register_slot(SLOT)
+    store.submit("j", "j", SPEC)
+    with working(Trainer(client, {})):
+        old = supervisors.start("before assign:1:stop")
+        wait_until(lambda: stopped(old.pid), 20, "the leader never came to its act")
+        store.cordon(SLOT.id, cordoned=True)  # so its successor has no reason to touch the job
+        new = supervisors.start()
+        wait_until(lambda: beats_of(client, new.pid, leader=True), 10, "nobody took the lease")
+        assert old.pid is not None
+        os.kill(old.pid, signal.SIGCONT)
+        wait_until(lambda: beats_of(client, old.pid), 5, "the old leader did not come back to watching")
+        assert store.job("j").attempt == 0, "the stale leader gave the job to a slot"
+        store.cordon(SLOT.id, cordoned=False)
+        wait_until(lambda: store.job("j").state is JobState.SUCCEEDED, 10, "its successor does nothing")
+    assert store.job("j").attempt == 1
+
+
 def stopped(pid: int | None) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
 
 
-def beats_of(client: Client, pid: int | None) -> bool:
+def beats_of(client: Client, pid: int | None, *, leader: bool = False) -> bool:
     return any(
-        beat is not None and beat.role is Role.SUPERVISOR and beat.pid == pid and not beat.leader
+        beat is not None and beat.role is Role.SUPERVISOR and beat.pid == pid and beat.leader is leader
         for beat in beats.read(client).values()
     )
 
