@@ -201,6 +201,13 @@ def test_a_checkpoint_that_leads_there_at_once_is_left_behind_too() -> None:
     assert decide(job, diverged(resumed_step=44), None, POLICY, NOW).rollback_to == 40
 
 
+def test_one_that_leads_there_a_second_time_is_left_behind_if_there_is_an_older_one() -> None:
+    job = a_job(checkpoints=(saved(40, 1), saved(30, 1)), rollbacks=1, bad_step=45)
+    assert decide(job, diverged(resumed_step=40), None, POLICY, NOW).rollback_to == 30
+    only = replace(job, checkpoints=(saved(40, 1),))
+    assert decide(only, diverged(resumed_step=40), None, POLICY, NOW).rollback_to == 40
+
+
 def test_without_an_older_checkpoint_it_starts_over() -> None:
     decision = decide(a_job(checkpoints=(saved(50, 1),)), diverged(), None, POLICY, NOW)
     assert (decision.state, decision.rollback_to) == (JobState.QUEUED, 0)

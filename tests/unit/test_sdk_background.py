@@ -173,6 +173,18 @@ def test_a_disk_that_fails_is_told_each_time_with_what_to_do(
     assert [c.step for c in saved.store.all()] == [4, 1]
 
 
+def test_a_disk_that_stays_full_does_not_flood_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("trackside.sdk.checkpoints.os.fsync", fail)
+    saved = Saved(tmp_path, torch.nn.Linear(2, 2))
+    for step in range(1, 100):
+        saved.checkpointer.save_step(step, wait=True)
+    assert len(saved.told) == 6
+    assert "10 times in a row: free space" in saved.told[-1]["text"]
+
+
 def test_a_folder_that_was_removed_is_made_again(tmp_path: Path) -> None:
     saved = Saved(tmp_path / "checkpoints", torch.nn.Linear(2, 2))
     (tmp_path / "checkpoints").rmdir()

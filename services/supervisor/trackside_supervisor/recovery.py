@@ -191,11 +191,20 @@ def _to(
 
 
 def _rollback_to(job: Job, attempt: Attempt, bad_step: int | None) -> int:
-    """The step to go back to. A checkpoint that led to the first bad step at once may hold the cause already."""
+    """The step to go back to: of the newest checkpoint before the first bad step, or of an older one.
+
+    A checkpoint may hold the cause already: one that led to the first bad step at once does, and one that led there a
+    second time may, since who logs rarely sees it late. Then an older one is tried, but only the former is given up
+    where there is none older.
+    """
     if bad_step is None:
         return 0
-    below = bad_step - 1 if attempt.resumed_step == bad_step - 1 else bad_step
-    return max((checkpoint.step for checkpoint in job.checkpoints if checkpoint.step < below), default=0)
+    newest, *older = sorted((c.step for c in job.checkpoints if c.step < bad_step), reverse=True) or [0]
+    if newest == 0 or newest != attempt.resumed_step:
+        return newest
+    if newest == bad_step - 1:
+        return older[0] if older else 0
+    return older[0] if older and job.rollbacks else newest
 
 
 def _of_attempt(job: Job) -> bool:

@@ -24,6 +24,7 @@ _RNG: Final = "_rng.pt"  # part names never start with an underscore
 _EXTRA: Final = "_extra.pt"
 _PATIENCE_S: Final = 0.2  # so that a loop faster than its disk redoes no more than it was told to
 _TOLD_AT: Final = frozenset(10**power for power in range(12))  # of things that may happen very often
+_FAILURES_TOLD: Final = 5
 _REMEDIES: Final = {
     errno.ENOSPC: "free space on its disk",
     errno.EDQUOT: "the quota of its disk is used up",
@@ -65,7 +66,7 @@ class Checkpointer:
         self._best, self._best_mode = best, best_mode
         self._best_value: float | None = None
         self._background = Background() if background else None
-        self._skipped = 0
+        self._skipped = self._failed = 0  # the failed ones in a row
         self._saved_step: int | None = None  # the newest step that is on the disk
         self._asked = False
         self._checked_load = False
@@ -148,9 +149,15 @@ class Checkpointer:
         try:
             written = self._store.write(step, files, facts)
         except OSError as error:
-            remedy = _REMEDIES.get(error.errno or 0, "look at its disk")
-            self._note(f"the checkpoint of step {step} was not written ({error}): {remedy}; the older ones are kept")
+            self._failed += 1
+            if self._failed <= _FAILURES_TOLD or self._failed in _TOLD_AT:
+                times = "" if self._failed <= _FAILURES_TOLD else f", {self._failed} times in a row"
+                remedy = _REMEDIES.get(error.errno or 0, "look at its disk")
+                self._note(
+                    f"the checkpoint of step {step} was not written ({error}){times}: {remedy}; the older ones are kept"
+                )
             return
+        self._failed = 0
         if not self._checked_load:
             self._check_loads(written.name)
         self._saved_step = step
