@@ -111,8 +111,15 @@ class Agent:
                 self._log.info("worker_adopted", slot=slot_id, pid=pid)
                 if not place.wanted:
                     os.kill(pid, signal.SIGTERM)
+        self._bus.call(self._retire_dead_workers)
         self._find_leftovers("the worker and its agent were gone")
         self._finish_leftovers()
+
+    def _retire_dead_workers(self) -> None:
+        """Take back the beats of workers that died with their agent, or their slots would be given work meanwhile."""
+        for place in self._places.values():
+            if place.worker is None:
+                beats.retire(self._client, Role.WORKER, place.slot.id)
 
     def _find_leftovers(self, death: str) -> None:
         known = {leftover.path for leftover in self._leftovers}

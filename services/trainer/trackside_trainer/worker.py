@@ -66,6 +66,7 @@ class SlotWorker(Worker):
         pipe.hset(self.key, mapping={**self.serialize(), "state": self._state})
         pipe.expire(self.key, _RQ_TTL_S)
         worker_registration.register(self, pipe)
+        pipe.sadd(self.queue_class.redis_queues_keys, self.own_queue.key)  # `rq info` lists workers by known queues
         if pipeline is None:
             pipe.execute()
 
