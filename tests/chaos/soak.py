@@ -37,7 +37,7 @@ from trackside.testing import wait_until
 
 STEP_MS: Final = 20.0
 EVERY: Final = 25
-BUSY_SHARE: Final = 0.6  # of the time that the jobs would take undisturbed, so that they end about when the time is up
+BUSY_SHARE: Final = 0.85  # of the time that the jobs would take undisturbed, so that they end about when the time is up
 MENU: Final = {
     "training killed": faults.kill_training,
     "worker killed": faults.kill_worker,

@@ -73,13 +73,11 @@ CASES: Final = {
     ),
 }  # fmt: skip
 QUICK: Final = ("segfault", "always-raise", "exit0", "fork")
-_NAN: Final = pytest.mark.xfail(reason="a loss that is no number is not acted upon yet", strict=False)
-MARKS: Final = {"nan": (_NAN, _CHAOS), "always-nan": (_NAN, _CHAOS)}
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=MARKS.get(name, () if name in QUICK else (_CHAOS,))) for name in CASES],
+    [pytest.param(name, marks=() if name in QUICK else (_CHAOS,)) for name in CASES],
 )
 def test_every_promise_is_held_when_it_has(
     name: str,

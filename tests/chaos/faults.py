@@ -1,0 +1,47 @@
+"""Every fault of the list F01 to F60: done here on a whole system, tested elsewhere by itself, or not done, and why."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from chaos import test_faults_network, test_faults_script
+from trackside.cli.faults import FAULTS
+
+# Done on a whole system in this folder.
+HERE: Final = {
+    *(fault.id for fault in FAULTS),
+    *(case.fault.id for case in test_faults_script.CASES.values()),
+    *(fault[0] for fault in test_faults_network.FAULTS),
+    *("F15", "F40"),  # test_faults_script.py
+    *("F21", "F55", "F56", "F58"),  # test_faults_server.py
+    "F60",  # soak.py
+}
+# Tested where their cause can be made to measure: the file under tests/ and the test.
+ELSEWHERE: Final = {
+    "F19": ("integration/test_supervisor.py", "test_a_supervisor_killed_between_any_two_steps"),
+    "F24": ("integration/test_server.py", "test_a_damaged_file_is_named_and_the_printed_command_repairs_it"),
+    "F36": ("integration/test_resume_kills.py", "test_no_kill_leaves_a_checkpoint_that_does_not_load"),
+    "F39": ("unit/test_sdk_background.py", "test_the_loop_goes_on_while_the_disk_is_slow"),
+    "F42": ("unit/test_recovery.py", "test_each_ending_has_its_consequence"),
+    "F53": ("dashboard/test_views.py", "test_a_hostile_name_stands_for_itself"),
+    "F57": ("unit/test_codec.py", "def test_"),
+}
+# Not done, and why.
+NOT_DONE: Final = {
+    "F23": "what becomes of a server that comes back empty is still to be decided and built",
+    "F25": "needs an embedded server with a small memory limit under a whole system",
+    "F27": "needs a file system of its own for the server's data",
+    "F30": "the embedded server has no replica",
+    "F34": "an embedded server keeps its socket's path; other addresses are a deployment's",
+    "F35": "sixty-four clients are more than this machine serves at once",
+    "F41": "needs a file system that can be stopped at each operation",
+    "F43": "needs a GPU",
+    "F44": "needs a GPU",
+    "F45": "needs a GPU",
+    "F46": "needs a GPU",
+    "F47": "needs a GPU",
+    "F49": "one attempt is one process so far",
+    "F50": "every deadline is in the server's time; no process's own wall clock is compared",
+    "F54": "the dashboard's own tests",
+}
+ALL: Final = [f"F{number:02d}" for number in range(1, 61)]

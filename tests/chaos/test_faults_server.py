@@ -1,0 +1,172 @@
+"""Faults around the server and its users: an outage at the very end, strangers, the same request twice, `rq info`."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import redis
+from rq import Queue
+
+from chaos.conftest import also
+from trackside import launcher, witness
+from trackside.bus import keys
+from trackside.bus.client import connect
+from trackside.cli.faults import FAULTS, Fault, Harm, Scene, frozen
+from trackside.cli.rehearse import Baseline, Result, judge, rehearse
+from trackside.cli.throwaway import Throwaway, now_ms
+from trackside.errors import BusDenied
+from trackside.models import Role
+from trackside.processes import look
+from trackside.testing import wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
+BY_ID: Final = {fault.id: fault for fault in FAULTS}
+
+
+def fault_of(id_: str, name: str, **facts: Any) -> Fault:
+    return Fault(id=id_, name=name, inject=lambda _: Harm(at_ms=now_ms()), **facts)
+
+
+@pytest.mark.chaos
+def test_a_result_that_finds_no_server_is_delivered_later(
+    system: Throwaway, script: Path, undisturbed: Baseline, judged: Callable[[Result], None]
+) -> None:
+    job_id = system.submit(script)
+    beat = system.stepping(job_id, undisturbed.last_step - 40)
+    up = system.beat(Role.LAUNCHER)
+    at_ms = now_ms()
+    with frozen([up.pid]):
+        os.kill(up.children["redis"], signal.SIGKILL)
+        wait_until(lambda: look(beat.attempt_pid or 0) is None, 30.0, "the training did not end without a server")
+    system.ended(job_id, 30.0)
+    worker = system.beats(Role.WORKER)
+    result = judge(
+        system, fault_of("F21", "server dead at a job's end", attempts_max=1), job_id, Harm(at_ms=at_ms), undisturbed
+    )
+    kept = () if beat.pid in {each.pid for each in worker} else ("the worker died of it",)
+    judged(also(result, *kept))
+
+
+@pytest.mark.chaos
+def test_a_dashboard_that_was_taken_over_can_write_nothing(
+    system: Throwaway, script: Path, undisturbed: Baseline, rng: random.Random, judged: Callable[[Result], None]
+) -> None:
+    done: list[str] = []
+
+    def write_everywhere(scene: Scene) -> Harm:
+        harm = Harm(at_ms=now_ms())
+        client = connect(launcher.client_url(system.settings, "dashboard"))
+        job_id = scene.job
+        tries: dict[str, Callable[[], object]] = {
+            "xadd": lambda: client.xadd(keys.metrics(job_id), {"d": "x"}, id="99-0"),
+            "hset": lambda: client.hset(keys.job(job_id), "state", "cancelled"),
+            "delete": lambda: client.delete(keys.job(job_id)),
+            "publish": lambda: client.publish(keys.STATUS_CHANNEL, "x"),
+            "lpush": lambda: client.lpush(keys.slot_queue("vm-cpu0"), "x"),
+        }
+        for name, write in tries.items():
+            try:
+                write()
+                done.append(name)
+            except BusDenied:
+                continue
+        return harm
+
+    fault = Fault(id="F55", name="dashboard's user writes", inject=write_everywhere, attempts_max=1)
+    result = rehearse(system, fault, lambda: system.submit(script), undisturbed, rng)
+    judged(also(result, *(f"{name} was allowed" for name in done)))
+
+
+@pytest.mark.chaos
+def test_a_forged_job_is_refused_and_the_worker_lives(
+    system: Throwaway,
+    script: Path,
+    undisturbed: Baseline,
+    rng: random.Random,
+    judged: Callable[[Result], None],
+    tmp_path: Path,
+) -> None:
+    ran = tmp_path / "ran"
+
+    def forge(scene: Scene) -> Harm:
+        harm = Harm(at_ms=now_ms())
+        with redis.Redis.from_url(launcher.client_url(system.settings, "trainer")) as client:
+            for slot in system.store.slots():
+                queue = Queue(f"slot-{slot.id}", connection=client, serializer="json")
+                queue.enqueue("os.system", f"touch {ran}")
+                client.lpush(keys.slot_queue(slot.id), "../../etc/passwd_1")
+        return harm
+
+    before = {beat.pid for beat in system.beats(Role.WORKER)}
+    fault = Fault(id="F56", name="forged job on the queues", inject=forge, attempts_max=1)
+    result = rehearse(system, fault, lambda: system.submit(script), undisturbed, rng)
+    died = () if before == {beat.pid for beat in system.beats(Role.WORKER)} else ("a worker died of it",)
+    judged(also(result, *died, *(("the forged job ran",) if ran.exists() else ())))
+
+
+def test_the_same_submit_twice_is_one_job(
+    system: Throwaway, script: Path, undisturbed: Baseline, judged: Callable[[Result], None]
+) -> None:
+    first = system.submit(script, options=("--id", "twice-1"))
+    again = [system.submit(script, options=("--id", "twice-1")) for _ in range(2)]
+    system.ended(first)
+    again.append(system.submit(script, options=("--id", "twice-1")))
+    result = judge(
+        system, fault_of("F58", "same submit four times", attempts_max=1), first, Harm(at_ms=now_ms()), undisturbed
+    )
+    other = () if set(again) == {first} else ("another job came of it",)
+    judged(also(result, *other))
+
+
+@contextmanager
+def rq_info(system: Throwaway, answers: list[int]) -> Iterator[None]:
+    """`rq info` every second, as somebody who watches would."""
+    over = threading.Event()
+    url = launcher.client_url(system.settings, "operator", tcp=True)
+    command = [str(Path(sys.executable).with_name("rq")), "info", "--url", url]
+
+    def ask() -> None:
+        while not over.wait(1.0):
+            answers.append(subprocess.run(command, capture_output=True, timeout=60, check=False).returncode)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("id_", ["F02", "F17", "F05"])
+def test_rq_info_every_second_changes_nothing(
+    id_: str,
+    system: Throwaway,
+    script: Path,
+    undisturbed: Baseline,
+    rng: random.Random,
+    judged: Callable[[Result], None],
+) -> None:
+    answers: list[int] = []
+    with rq_info(system, answers):
+        result = rehearse(system, BY_ID[id_], lambda: system.submit(script), undisturbed, rng)
+    judged(result if 0 in answers else also(result, f"rq info never answered: {answers}"))
+
+
+def test_the_witness_sees_the_processes_of_an_attempt(system: Throwaway, script: Path, undisturbed: Baseline) -> None:
+    """Without this, no orphan would ever be found."""
+    job_id = system.submit(script)
+    beat = system.stepping(job_id, 5)
+    assert witness.processes(system.home)[beat.attempt_pid or 0] == (job_id, 1)
+    system.ended(job_id)
