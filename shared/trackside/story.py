@@ -5,11 +5,23 @@ Each sentence has its time. Checkpoints are told once an attempt, and an attempt
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from trackside.models import Attempt, AttemptState, Event, EventKind, Job, JobState
+from trackside.models import (
+    Attempt,
+    AttemptState,
+    Beat,
+    Breaker,
+    BreakerState,
+    Event,
+    EventKind,
+    Job,
+    JobState,
+    Role,
+    Slot,
+)
 
 # Every rule by which the supervisor moves a job, and why it is one.
 RULES: Final = {
@@ -177,6 +189,34 @@ def what_is_next(job: Job, newest: Attempt | None, now_ms: int) -> str:
         case JobState.SUCCEEDED:
             return "it is done"
     return f"it is over; `trackside retry {job.id}` does it again, from {_start(job)}"
+
+
+def obstacles(
+    job: Job, slots: Iterable[Slot], breakers: Mapping[str, Breaker], beats: Mapping[str, Beat | None]
+) -> list[str]:
+    """What keeps a queued job off each slot, one sentence a slot; `beats` are by `<role>:<name>`."""
+    found = [f"{slot.id} {_obstacle(job, slot, breakers.get(slot.id), beats)}" for slot in slots]
+    return found or ["there is no slot: `trackside trainer` or `trackside up` offers a machine's"]
+
+
+def _obstacle(job: Job, slot: Slot, breaker: Breaker | None, beats: Mapping[str, Beat | None]) -> str:
+    beat = beats.get(f"{Role.WORKER}:{slot.id}")
+    held = job.checkpoints[0] if job.checkpoints else None
+    if job.spec.device not in ("any", slot.kind):
+        return f"is a {slot.kind} slot, and it asks for a {job.spec.device}"
+    if job.spec.slot not in (None, slot.id):
+        return f"is not {job.spec.slot}, which it asks for"
+    if held is not None and held.storage != slot.storage:
+        return f"cannot read its checkpoint {held.name}, which lies on another host"
+    if beat is None:
+        return "is silent: its worker is not heard"
+    if slot.cordoned:
+        return f"is cordoned: `trackside uncordon {slot.id}` puts it back"
+    if breaker is not None and breaker.state is not BreakerState.CLOSED:
+        return f"rests, since {len(breaker.failed)} different jobs crashed on it"
+    if beat.stopping:
+        return "is stopping"
+    return f"is busy with {beat.job}" if beat.job is not None else "is free: the supervisor gives it out"
 
 
 def _start(job: Job) -> str:

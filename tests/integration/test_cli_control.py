@@ -89,6 +89,13 @@ def test_why_tells_the_story_and_what_to_do(world: World) -> None:
     assert [each["at_ms"] is None for each in story] == [False] * (len(story) - 1) + [True]
 
 
+def test_why_says_what_keeps_a_queued_job_off_each_slot(world: World) -> None:
+    world.running("busy")
+    world.queued("j")
+    assert f"   {SLOT.id} is busy with busy" in world.run("why", "j").out
+    assert world.run("why", "j", "--json").json["obstacles"] == [f"{SLOT.id} is busy with busy"]
+
+
 def test_why_is_harmless_whatever_a_name_holds(world: World) -> None:
     world.store.submit("j", "\x1b[31mevil", replace(SPEC, submitted_by="\x1b]0;owned\x07"))
     assert "\x1b" not in world.run("why", "j").out

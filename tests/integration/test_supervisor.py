@@ -206,6 +206,10 @@ def assert_right(store: Store) -> None:
                 assert counts[kind, number] == 1, f"{job.id}: attempt {number} {kind} {counts[kind, number]} times"
         assert_folds(job, told)
         replay_all(told)
+    causes = [e.cause for _, e in streams.newest_events(store.client, 1000) if e and e.kind is EventKind.SLOT]
+    assert causes[::3] == ["breaker open"] * (len(causes) // 3)
+    assert causes[1::3] == ["breaker probing"] * (len(causes) // 3), "an opening or its self-test was lost or doubled"
+    assert causes[2::3] == ["breaker closed"] * (len(causes) // 3)
     assert queue.queued(store.client, SLOT.id) == [f"{job.id}_{n}" for job, n in carried(store)]
 
 

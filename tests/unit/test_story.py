@@ -9,6 +9,9 @@ import pytest
 from trackside.models import (
     Attempt,
     AttemptState,
+    Beat,
+    Breaker,
+    BreakerState,
     CheckpointRef,
     Event,
     EventKind,
@@ -18,8 +21,11 @@ from trackside.models import (
     Outcome,
     Program,
     Reason,
+    Role,
+    Slot,
 )
-from trackside.story import COUNTED, RULES, tell, what_is_next
+from trackside.story import COUNTED, RULES, obstacles, tell, what_is_next
+from trackside_supervisor.placement import place
 from trackside_supervisor.recovery import Policy, decide
 
 SPEC = JobSpec(program=Program(kind="script", target="t.py"), submitted_by="ann@box")
@@ -76,6 +82,41 @@ def test_every_state_has_something_that_comes_next_or_says_that_it_is_over(state
     checkpoint = CheckpointRef(name="step-50-a1", step=50, attempt=1, digest="d", storage="s")
     text = what_is_next(replace(JOB, state=state, checkpoints=(checkpoint,)), None, 0)
     assert text.startswith("next: ") is not state.terminal
+
+
+SLOT = Slot(id="h-cpu0", host="h", kind="cpu", storage="here")
+BEAT = Beat(role=Role.WORKER, name="h-cpu0", host="h", pid=1, started_at_ms=0, at_ms=0)
+ELSEWHERE = CheckpointRef(name="step-50-a1", step=50, attempt=1, digest="d", storage="there")
+
+
+@pytest.mark.parametrize(
+    ("job", "slot", "breaker", "beat", "word"),
+    [
+        (replace(JOB, spec=replace(SPEC, device="gpu")), SLOT, None, BEAT, "asks for a gpu"),
+        (replace(JOB, spec=replace(SPEC, slot="h-cpu1")), SLOT, None, BEAT, "is not h-cpu1"),
+        (replace(JOB, checkpoints=(ELSEWHERE,)), SLOT, None, BEAT, "another host"),
+        (JOB, SLOT, None, None, "silent"),
+        (JOB, replace(SLOT, cordoned=True), None, BEAT, "trackside uncordon h-cpu0"),
+        (JOB, SLOT, Breaker(slot="h-cpu0", state=BreakerState.OPEN, failed=("a", "b")), BEAT, "2 different jobs"),
+        (JOB, SLOT, None, replace(BEAT, stopping=True), "stopping"),
+        (JOB, SLOT, None, replace(BEAT, job="other"), "busy with other"),
+        (JOB, SLOT, None, BEAT, "is free"),
+    ],
+)
+def test_a_queued_job_is_told_what_keeps_it_off_each_slot(
+    job: Job, slot: Slot, breaker: Breaker | None, beat: Beat | None, word: str
+) -> None:
+    breakers = {} if breaker is None else {slot.id: breaker}
+    told = obstacles(job, [slot], breakers, {"worker:h-cpu0": beat})
+    assert len(told) == 1
+    assert word in told[0]
+    free = [(slot, breakers)] if beat is not None and not (beat.stopping or beat.job) and not slot.cordoned else []
+    placed = any(place([replace(job, state=JobState.QUEUED)], [each], with_) for each, with_ in free)
+    assert placed is ("is free" in told[0]), "the story and the placement disagree"
+
+
+def test_without_slots_it_says_what_to_start() -> None:
+    assert "trackside trainer" in obstacles(JOB, [], {}, {})[0]
 
 
 def test_the_rules_that_count_are_rules() -> None:

@@ -18,21 +18,31 @@ def why(
 ) -> None:
     """Tell a job's story: where each attempt ran, why it ended, what was decided by which rule, and what comes next.
 
-    --json: {"now_ms", "job", "state", "story": [{"at_ms", "attempt", "text"}]}; the last one comes next.
+    --json: {"now_ms", "job", "state", "story": [{"at_ms", "attempt", "text"}], "obstacles": [...]}; the last of the
+    story comes next, and obstacles say for each slot why a queued job is not on it.
     """
-    from trackside.bus import streams
+    from trackside.bus import beats, streams
     from trackside.bus.client import now_ms
-    from trackside.story import tell
+    from trackside.models import JobState
+    from trackside.story import obstacles, tell
 
     store = store_of(ctx)
     found = find_job(store, job)
     events = [event for _, event in streams.history(store.client, found.id)]
     now = now_ms(store.client)
     story = tell(found, store.attempts(found), events, now)
+    in_the_way: list[str] = []
+    if found.state is JobState.QUEUED and found.slot is None and not (found.spec.after and found.attempt == 0):
+        slots = store.slots()
+        in_the_way = obstacles(found, slots, store.breakers(slot.id for slot in slots), beats.read(store.client))
     if as_json:
         lines = [{"at_ms": each.at_ms, "attempt": each.attempt, "text": each.text} for each in story]
-        print_json({"now_ms": now, "job": found.id, "state": found.state.value, "story": lines})
+        print_json(
+            {"now_ms": now, "job": found.id, "state": found.state.value, "story": lines, "obstacles": in_the_way}
+        )
         return
     print(plain(f"{found.id} is {found.state}" + (f": {found.detail}" if found.detail else "")))
     for each in story:
         print(plain(f"{when(each.at_ms) if each.at_ms is not None else '→'}  {each.text}"))
+    for text in in_the_way:
+        print(f"   {plain(text)}")
