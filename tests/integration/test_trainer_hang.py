@@ -243,3 +243,27 @@ def test_whoever_is_killed_leaves_its_last_words(trainer: Trainer) -> None:
     (output,) = outcome.evidence
     assert output.startswith("last output:\nstep ")
     assert len(output.splitlines()) == 21
+
+
+def test_a_pause_of_worker_and_run_together_hangs_nobody(trainer: Trainer) -> None:
+    job = trainer.assign(steps_script(400, 0.01))
+    pid, worker = trainer.running(job, step=30), trainer.worker_pid()
+    began_s = time.monotonic()
+    for each in (worker, pid):
+        os.kill(each, signal.SIGSTOP)
+    try:
+        wait_until(lambda: time.monotonic() - began_s > 2.5 * LIMIT_S, 10, "the clock stands still")
+    finally:
+        for each in (pid, worker):
+            os.kill(each, signal.SIGCONT)
+    outcome = trainer.ended(job, 20)
+    assert (outcome.reason, outcome.last_step) == (Reason.SUCCEEDED, 400)
+    assert notes(trainer, job) == []
+
+
+def test_a_stranger_who_asks_it_to_stop_is_not_taken_for_us(trainer: Trainer) -> None:
+    job = trainer.assign(steps_script(100_000, 0.01))
+    os.kill(trainer.running(job, step=3), signal.SIGTERM)
+    outcome = trainer.ended(job)
+    assert outcome.reason is Reason.PREEMPTED
+    assert (outcome.detail or "").startswith("somebody other than Trackside asked it to stop")

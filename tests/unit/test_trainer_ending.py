@@ -81,6 +81,13 @@ def test_an_end_without_words_is_explained(status: int, says: str) -> None:
     assert says in (judge(None, Exit(status=status)).detail or "")
 
 
+def test_who_asked_for_a_stop_is_told() -> None:
+    stranger = judge(end("preempted"), Exit(status=STOPPED), first_step=1)
+    assert (stranger.reason, (stranger.detail or "")[:31]) == (Reason.PREEMPTED, "somebody other than Trackside a")
+    ours = judge(end("preempted"), Exit(status=STOPPED, asked=Reason.PREEMPTED), first_step=1)
+    assert ours.detail == "stopped at a step boundary to make room"
+
+
 def test_a_stalled_attempt_says_which_clock_and_what_it_did_then() -> None:
     why = "no step for 3.1 s (limit 3 s)"
     killed = judge(None, Exit(status=KILLED, asked=Reason.STALLED, why=why, killed_by_us=True))

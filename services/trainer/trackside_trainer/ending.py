@@ -82,6 +82,8 @@ def _reason(end: Mapping[str, Any] | None, seen: Exit) -> tuple[Reason, str]:
         return told, "finished"
     if seen.asked is Reason.CANCELLED or (seen.asked is not None and (told is None or told in _STOPS)):
         return _asked(seen.asked, seen, told)
+    if told is Reason.PREEMPTED and seen.status is not None:
+        return told, "somebody other than Trackside asked it to stop (SIGTERM), and it did at a step boundary"
     if told is not None and told is not Reason.SUCCEEDED:
         return told, _told_detail(told, end or {})
     if told is Reason.SUCCEEDED:

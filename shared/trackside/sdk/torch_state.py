@@ -59,8 +59,8 @@ def snapshot(state: Any) -> Any:
     module = torch()
     copies: dict[Any, Any] = {}
     taken = _copied(state, module, copies)
-    if any(tensor.is_cuda for tensor, _ in copies.values()):
-        module.cuda.synchronize()
+    for device in {tensor.device for tensor, _ in copies.values() if tensor.is_cuda}:
+        module.cuda.synchronize(device)
     return taken
 
 
