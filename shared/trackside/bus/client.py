@@ -61,8 +61,12 @@ class Pipeline(RedisPipeline):
             return super().execute(raise_on_error)
 
     def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
-        with bus_errors():
-            return super().immediate_execute_command(*args, **options)  # type: ignore[no-untyped-call]  # redis-py's own
+        try:
+            with bus_errors():
+                return super().immediate_execute_command(*args, **options)  # type: ignore[no-untyped-call]  # redis-py's own
+        except redis.WatchError as error:
+            # redis-py says so of a connection that breaks between WATCH and EXEC: no other writer won, nobody answers.
+            raise BusUnavailable(f"the connection broke in the middle of a change: {error}; try again") from error
 
     def __enter__(self) -> Pipeline:
         return self
