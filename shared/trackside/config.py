@@ -35,6 +35,7 @@ class Settings:
     redis_url: str | None = None  # None: the server that `trackside up` runs for this home
     redis_password_file: Path | None = None  # keeps the password out of the environment and of process listings
     profile: str = "default"  # default | test
+    data: Path | None = None  # jobs' folders and checkpoints; None: the home. Share one, and jobs move between hosts
     host: str | None = None  # this host's name on the bus; None: the machine's own
     log_format: str = "auto"  # auto: coloured on a terminal, JSON elsewhere | json | console
     log_level: str = "info"
@@ -81,6 +82,11 @@ class Settings:
                 setting="TRACKSIDE_HOST",
             )
         return plain
+
+    @property
+    def data_dir(self) -> Path:
+        """Where jobs' folders and checkpoints lie."""
+        return (self.data or self.home).absolute()
 
     @property
     def scale(self) -> float:

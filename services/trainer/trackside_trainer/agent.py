@@ -367,7 +367,7 @@ def main(settings: Settings, *, slots: str = "auto") -> int:
     url = service_url(settings)
     lock = _only_agent(settings)
     become_subreaper()
-    storage = slotfiles.storage_id(settings.home)
+    storage = slotfiles.storage_id(settings.data_dir)
     chosen = parse(slots, host=host, storage=storage, find_gpus=find_gpus)
     agent = Agent(settings, chosen, url, host, storage)
     for number in (signal.SIGTERM, signal.SIGINT):

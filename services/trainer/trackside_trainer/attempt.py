@@ -77,7 +77,7 @@ class AttemptRun:
         self.pid: int | None = None
         self.pidfd: int | None = None
         self._settings, self._store, self._slot, self._job, self._seen_by = settings, store, slot, job, seen_by
-        self._folders = folders_.Folders(home=settings.home, job=job.id, attempt=job.attempt)
+        self._folders = folders_.Folders(data=settings.data_dir, job=job.id, attempt=job.attempt)
         self._log = logs.get().bind(job=job.id, attempt=job.attempt, slot=slot.id)
         self._page: ControlPage | None = None
         self._asked: Reason | None = None

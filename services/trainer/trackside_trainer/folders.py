@@ -22,13 +22,13 @@ from trackside_trainer.adoption import adopt
 class Folders:
     """The paths of one attempt."""
 
-    home: Path
+    data: Path
     job: str
     attempt: int
 
     @property
     def root(self) -> Path:
-        return self.home / "jobs" / self.job / "attempts" / str(self.attempt)
+        return self.data / "jobs" / self.job / "attempts" / str(self.attempt)
 
     @property
     def context(self) -> Path:
@@ -60,7 +60,7 @@ class Folders:
 
     @property
     def checkpoints(self) -> Path:
-        return self.home / "jobs" / self.job / "checkpoints"
+        return self.data / "jobs" / self.job / "checkpoints"
 
 
 def prepare(folders: Folders, store: Store, job: Job, slot: Slot) -> AttemptContext:
@@ -73,11 +73,11 @@ def prepare(folders: Folders, store: Store, job: Job, slot: Slot) -> AttemptCont
     for path in (folders.work, folders.files, folders.checkpoints):
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     if job.spec.snapshot is not None:
-        unpack(_snapshot(folders.home, store, job.spec.snapshot), folders.work, sha256=job.spec.snapshot)
+        unpack(_snapshot(folders.data, store, job.spec.snapshot), folders.work, sha256=job.spec.snapshot)
     resume = tuple(_resume_points(folders, job, slot))
     if job.spec.retry_of is not None and job.checkpoints and not resume:
         raise InvalidJob(
-            f"the checkpoints to go on from are not in {folders.home / 'jobs'} any more: put them back and retry, or "
+            f"the checkpoints to go on from are not in {folders.data / 'jobs'} any more: put them back and retry, or "
             "start over with `trackside retry --fresh`"
         )
     program = job.spec.program
@@ -111,15 +111,15 @@ def _resume_points(folders: Folders, job: Job, slot: Slot) -> Iterator[ResumePoi
         if found.job is None:
             yield ResumePoint(name=found.name, step=found.step, digest=found.digest)
             continue
-        source = Folders(home=folders.home, job=check_job_id(found.job), attempt=0).checkpoints / found.name
+        source = Folders(data=folders.data, job=check_job_id(found.job), attempt=0).checkpoints / found.name
         adopted = adopt(source, folders.checkpoints, step=found.step, digest=found.digest)
         if adopted is not None:
             yield ResumePoint(name=adopted.name, step=found.step, digest=adopted.digest)
 
 
-def _snapshot(home: Path, store: Store, sha256: str) -> bytes:
+def _snapshot(root: Path, store: Store, sha256: str) -> bytes:
     """The archive, from this host's copy if that is whole, else from the bus."""
-    cached = home / "snapshots" / f"{sha256}.tar.gz"
+    cached = root / "snapshots" / f"{sha256}.tar.gz"
     try:
         data = cached.read_bytes()
         if hashlib.sha256(data).hexdigest() == sha256:

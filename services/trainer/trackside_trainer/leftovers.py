@@ -43,7 +43,7 @@ class Leftover:
         self._store, self._url, self._death = store, url, death
         self._seen_s = time.monotonic()
         self._by = by
-        self._folders = Folders(home=settings.home, job=taken.job, attempt=taken.attempt)
+        self._folders = Folders(data=settings.data_dir, job=taken.job, attempt=taken.attempt)
         self._ours: bool | None = None  # None: not looked yet
         self._journal = JournalTail(store, taken.job, taken.attempt, self._folders.journal, storage)
         self._output = OutputTail(

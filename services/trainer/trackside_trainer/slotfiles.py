@@ -3,7 +3,7 @@
 <home>/run/slots/<slot>.lock    held by its worker for life; its pid and start time inside
 <home>/run/slots/<slot>.json    the attempt that its worker has taken and not yet reported as over
 <home>/run/agent.lock           held by the agent for life; its pid and start time inside
-<home>/storage-id               the identity of this data folder and its checkpoints
+<data>/storage-id               the identity of this data folder and its checkpoints
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import secrets
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -129,13 +130,14 @@ def known_slots(home: Path) -> list[str]:
     return sorted(path.stem for path in (home / "run" / "slots").glob("*.lock"))
 
 
-def storage_id(home: Path) -> str:
-    """The id of this data folder, made once."""
-    path = home / "storage-id"
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    try:
-        with path.open("x", encoding="ascii") as file:
-            file.write(secrets.token_hex(8))
-    except FileExistsError:
-        pass
+def storage_id(data: Path) -> str:
+    """The id of this data folder, made once, also where several hosts share it and start at one time."""
+    path = data / "storage-id"
+    data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not path.exists():
+        made = data / f".storage-id.{secrets.token_hex(8)}"
+        made.write_text(secrets.token_hex(8), encoding="ascii")
+        with suppress(FileExistsError):
+            os.link(made, path)
+        made.unlink()
     return path.read_text(encoding="ascii").strip()

@@ -255,7 +255,7 @@ class Work:
             slot=self._slot.id,
             job=job_id,
             attempt=number,
-            attempt_dir=str(home / "jobs" / job_id / "attempts" / str(number)),
+            attempt_dir=str(self._settings.data_dir / "jobs" / job_id / "attempts" / str(number)),
             worker_pid=os.getpid(),
             worker_started=processes.start_time(os.getpid()) or 0,
         ).write(path)
