@@ -352,8 +352,12 @@ def beats_of(client: Client, pid: int | None, *, leader: bool = False) -> bool:
     )
 
 
+@pytest.mark.parametrize(
+    "crash_at",
+    [None, "after conclude:1", "after conclude:2", "before probe:1", "after probe submitted:1", "after probe:1"],
+)
 def test_a_slot_on_which_different_jobs_crash_rests_and_comes_back_by_its_self_test(
-    bus_urls: Mapping[str, str], supervisors: Supervisors
+    bus_urls: Mapping[str, str], supervisors: Supervisors, crash_at: str | None
 ) -> None:
     client = connect(bus_urls["trainer"])
     store = Store(client, by="test")
@@ -361,9 +365,12 @@ def test_a_slot_on_which_different_jobs_crash_rests_and_comes_back_by_its_self_t
     once = replace(SPEC, retries=0)
     for name in ("a", "b", "c"):
         store.submit(name, name, once)
-    supervisors.start()
+    first = supervisors.start(crash_at)
     scripts = {"a": (Reason.CUDA_ERROR,), "b": (Reason.KILLED,), "c": (Reason.SUCCEEDED,)}
     with working(Trainer(client, scripts)):
+        if crash_at is not None:
+            wait_until(lambda: not first.is_alive(), 20, f"no supervisor came by {crash_at!r}")
+            supervisors.start()
         wait_until(
             lambda: store.job("c").state is JobState.SUCCEEDED and all_over(store), 20, "the slot did not return"
         )
