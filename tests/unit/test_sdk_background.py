@@ -18,25 +18,25 @@ import torch
 from trackside.errors import CheckpointError
 from trackside.sdk import torch_state
 from trackside.sdk.checkpointer import Checkpointer
-from trackside.sdk.checkpoints import CheckpointStore
+from trackside.sdk.checkpoints import CheckpointStore, HashingFile
 
 LIMIT_S = 10.0
 
 
 class Disk:
-    """The disk's fsync, held up until `go`."""
+    """A disk that takes no byte until `go`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.held = threading.Event()
         self.go = threading.Event()
-        real = os.fsync
+        real = HashingFile.write
 
-        def fsync(fd: int) -> None:
+        def write(file: HashingFile, data: Any) -> int:
             self.held.set()
             assert self.go.wait(LIMIT_S)
-            real(fd)
+            return real(file, data)
 
-        monkeypatch.setattr("trackside.sdk.checkpoints.os.fsync", fsync)
+        monkeypatch.setattr(HashingFile, "write", write)
 
 
 @pytest.fixture
