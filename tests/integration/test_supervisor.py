@@ -226,7 +226,9 @@ def assert_breaker_counts_each_end_once(store: Store) -> None:
             breaker = probing(breaker, str(event.data["job"]))
             follow.append("breaker probing")
         elif event.kind is EventKind.TRANSITION and "reason" in event.data and event.job is not None:
-            before, breaker = breaker, observe(breaker, event.job, Reason(event.data["reason"]), limits, event.at_ms)
+            before, reason = breaker, Reason(event.data["reason"])
+            progressed = bool(event.data.get("progressed"))
+            breaker = observe(before, event.job, reason, limits, event.at_ms, progressed=progressed)
             follow += [f"breaker {breaker.state}"] if breaker.state is not before.state else []
     assert told == follow
 

@@ -56,6 +56,11 @@ def test_what_a_slot_cannot_cause_does_not_count(reason: Reason) -> None:
     assert after(("x", reason), start=crashed(4)) == crashed(4)
 
 
+@pytest.mark.parametrize("reason", sorted(CRASHES))
+def test_a_crash_after_a_newer_checkpoint_is_none_of_the_slots(reason: Reason) -> None:
+    assert observe(crashed(4), "x", reason, LIMITS, NOW, progressed=True) == crashed(4)
+
+
 def test_after_its_rest_the_self_test_decides() -> None:
     breaker = crashed(5)
     assert not rested(breaker, NOW + 9_999)

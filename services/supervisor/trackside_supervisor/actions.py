@@ -146,7 +146,8 @@ class Actions:
                 now_job, decision.state, now_ms, cause=decision.rule, detail=decision.detail, inputs=decision.inputs,
                 **fields,
             )  # fmt: skip
-            after = breakers_.observe(before, job.id, reason, self._limits, now_ms)
+            progressed = bool(decision.inputs.get("progressed"))
+            after = breakers_.observe(before, job.id, reason, self._limits, now_ms, progressed=progressed)
             return change if after == before else self._with_breaker(change, before, after, reason, now_ms)
 
         here("before conclude")

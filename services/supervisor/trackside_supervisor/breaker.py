@@ -5,7 +5,7 @@
                                                     └── it does not ──────┘  and rests longer
 
 One job that crashes again and again says something about the job; different jobs that crash one after the other say
-something about the slot. Any success on it starts the count anew.
+something about the slot. Any success on it starts the count anew, and a crash after a newer checkpoint does not count.
 """
 
 from __future__ import annotations
@@ -30,15 +30,17 @@ class Limits:
     rest_s: Callable[[int], float]  # openings -> seconds, jitter included
 
 
-def observe(breaker: Breaker, job: str, reason: Reason, limits: Limits, now_ms: int) -> Breaker:
-    """The breaker after an attempt of `job` has ended on its slot."""
+def observe(
+    breaker: Breaker, job: str, reason: Reason, limits: Limits, now_ms: int, *, progressed: bool = False
+) -> Breaker:
+    """The breaker after an attempt of `job` has ended on its slot; `progressed`: it brought a newer checkpoint."""
     if job == breaker.probe:
         return _closed(breaker) if reason is Reason.SUCCEEDED else _open(breaker, limits, now_ms)
     if breaker.state is not BreakerState.CLOSED:  # what was on the slot before it opened says nothing new
         return breaker
     if reason is Reason.SUCCEEDED:
         return _closed(breaker)
-    if reason not in CRASHES or job in breaker.failed:
+    if reason not in CRASHES or progressed or job in breaker.failed:  # a slot that does work is no broken one
         return breaker
     grown = replace(breaker, failed=(*breaker.failed, job))
     return _open(grown, limits, now_ms) if len(grown.failed) >= limits.after else grown
