@@ -311,7 +311,7 @@ class AttemptRun:
             asked=self._asked,
             why=self._why,
             killed_by_us=self._killed_by_us,
-            out_of_memory=self._killed_for_memory(),
+            out_of_memory=evidence.killed_for_memory(self._memory_kills, self._peak_mib),
         )
         page, ended_s = self._page, self._ended_s or time.monotonic()
         return judge(
@@ -322,17 +322,6 @@ class AttemptRun:
             evidence=self._evidence(seen),
             seen_by=self._seen_by,
             noticed_after_ms=int((time.monotonic() - ended_s) * 1000),
-        )
-
-    def _killed_for_memory(self) -> str | None:
-        """What speaks for the kernel's having killed this very process for memory; None if nothing does."""
-        kills = evidence.MemoryKills.now()
-        count, limit_mib = kills.since(self._memory_kills), evidence.memory_limit_mib()
-        if not count or not evidence.was_large(self._peak_mib, limit_mib):
-            return None
-        return (
-            f"the kernel killed {count} processes of {kills.where} for memory meanwhile; this one had used up to "
-            f"{self._peak_mib:.0f} MiB of {limit_mib:.0f} MiB"
         )
 
     def _evidence(self, seen: Exit) -> tuple[str, ...]:

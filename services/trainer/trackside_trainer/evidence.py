@@ -106,6 +106,18 @@ def memory_limit_mib() -> float | None:
     return min(limits) / 2**20 if limits else None
 
 
+def killed_for_memory(before: MemoryKills, peak_mib: float | None) -> str | None:
+    """What speaks for the kernel's having killed this very process for memory; None if nothing does."""
+    kills, limit_mib = MemoryKills.now(), memory_limit_mib()
+    count = kills.since(before)
+    if not count or not was_large(peak_mib, limit_mib):
+        return None
+    return (
+        f"the kernel killed {count} processes of {kills.where} for memory meanwhile; this one had used up to "
+        f"{peak_mib:.0f} MiB of {limit_mib:.0f} MiB"
+    )
+
+
 def was_large(peak_mib: float | None, limit_mib: float | None) -> bool:
     """Whether a process of this size can be what the kernel killed; a kill elsewhere must not be taken for it."""
     return peak_mib is not None and limit_mib is not None and peak_mib >= _LARGE_SHARE * limit_mib
