@@ -1,24 +1,29 @@
-"""How long a kill is noticed after, how long until training steps again, and what it costs: a table.
+"""How long a fault is noticed after, how long until training steps again, and what it costs: a table.
 
-For each of the four kills, on a whole system (`trackside up`, one CPU slot) with a training that steps every 10 ms and
-saves every 20 steps. Times are differences of the server's clock and of the steps' own times on the same host. It
-measures and judges nothing. Run it with `make bench`, or: PYTHONPATH=tests python bench/recovery.py --trials 5
+On a whole system (`trackside up`, one CPU slot) with a training that steps every 10 ms and saves every 20 steps. A
+silent host is agent, worker and training process stopped at once, with a second host beside it; a hang is a script
+that stops stepping, its time counted from its last step, the limit 2 s. Times are differences of the server's clock
+and of the steps' own times on the same machine. It measures and judges nothing. Run it with `make bench`, or:
+PYTHONPATH=tests python bench/recovery.py --trials 30 --json recovery.json
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import json
+import math
 import shutil
-import statistics
+import signal
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from system import TRAIN, System, running_system
+from system import TRAIN, System, another_host, host_pids, running_system, send
 from trackside.bus import beats, streams
-from trackside.models import EventKind, Role
+from trackside.bus.client import now_ms
+from trackside.models import Beat, EventKind, Role
 from trackside.testing import wait_until
 
 
@@ -88,37 +93,99 @@ def kill_service(role: Role) -> Callable[[System, str], Trial]:
     return kill
 
 
+def silence_host(system: System, job_id: str) -> Trial:
+    """Freeze agent, worker and training process at once; the other host must take over. They come back afterwards."""
+    beat = system.stepping(job_id, 70)
+    frozen = host_pids(system, beat.host)
+    killed_ms = now_ms(system.client)
+    send(frozen, signal.SIGSTOP)
+    try:
+        wait_until(lambda: system.job(job_id).attempt > 1, 30.0, "the job was not moved")
+    finally:
+        send(frozen, signal.SIGCONT)
+    trial = after_kill(system, job_id, killed_ms, None)
+    wait_until(lambda: not set(frozen) & {b.attempt_pid for b in _beats(system)}, 30.0, "the zombie goes on")
+    return trial
+
+
+def hang(system: System, job_id: str) -> Trial:
+    """The script stops stepping at step 70 of its first attempt."""
+    wait_until(lambda: system.job(job_id).attempt > 1, 60.0, "the hang was not noticed")
+    points = point_times(system, job_id)
+    return after_kill(system, job_id, max(at_ms for at_ms, number, _ in points if number == 1), None)
+
+
+def _beats(system: System) -> list[Beat]:
+    return [beat for beat in beats.read(system.client).values() if beat is not None]
+
+
 KILLS: dict[str, Callable[[System, str], Trial]] = {
     "training process": kill_training,
     "worker": kill_worker,
     "agent": kill_service(Role.AGENT),
     "supervisor": kill_service(Role.SUPERVISOR),
+    "silent host": silence_host,
+    "hang": hang,
 }
+HANGS = """
+if run.attempt == 1 and step == 70:
+        time.sleep(3600)
+    """
+STALL_LIMIT_S = 2.0
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The nearest-rank percentile."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+
+
+def row(name: str, trials: list[Trial]) -> dict[str, object]:
+    noticed = [trial.noticed_s for trial in trials if trial.noticed_s is not None]
+    stepping = [trial.stepping_s for trial in trials]
+    return {
+        "fault": name,
+        "trials": len(trials),
+        "noticed_p50_s": percentile(noticed, 0.5),
+        "noticed_p95_s": percentile(noticed, 0.95),
+        "stepping_p50_s": percentile(stepping, 0.5),
+        "stepping_p95_s": percentile(stepping, 0.95),
+        "redone_most": max(trial.redone for trial in trials),
+        "doubled": sum(trial.doubled for trial in trials),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=3)
-    trials = parser.parse_args().trials
+    parser.add_argument("--only", choices=sorted(KILLS), action="append", help="default: all")
+    parser.add_argument("--json", type=Path, help="write the table here too")
+    args = parser.parse_args()
     home = Path(tempfile.mkdtemp(prefix="ts-"))
-    script = home / "project" / "train.py"
-    script.parent.mkdir()
-    script.write_text(TRAIN)
-    print("killed            noticed s        stepping again s   steps redone   doubled   (median, worst)")
-    with running_system(home / "home", "--slots", "cpu:1", "--no-dashboard") as system:
-        for name, kill in KILLS.items():
-            found = []
-            for _ in itertools.repeat(None, trials):
-                steps = "900" if name == "agent" else "400"  # a new agent takes some seconds to import torch
-                found.append(kill(system, system.submit(script, args=("--steps", steps))))
-            noticed = [trial.noticed_s for trial in found if trial.noticed_s is not None]
-            stepping = [trial.stepping_s for trial in found]
+    script, hanging = home / "project" / "train.py", home / "hanging" / "train.py"
+    for path, text in (
+        (script, TRAIN),
+        (hanging, TRAIN.replace("x = torch.randn", HANGS.strip() + "\n    x = torch.randn")),
+    ):
+        path.parent.mkdir()
+        path.write_text(text)
+    settings = {"host": "alpha", "data": str(home / "data"), "stall_limit_s": str(STALL_LIMIT_S)}
+    rows = []
+    print(f"{'fault':<17}{'trials':>7}{'noticed p50 p95 s':>20}{'stepping p50 p95 s':>20}{'redone':>8}{'doubled':>9}")
+    with running_system(home / "home", "--slots", "cpu:1", "--no-dashboard", **settings) as system:
+        for name in args.only or KILLS:
+            # A new agent takes some seconds to import torch, so the run must outlast it.
+            options = ("--steps", "900" if name == "agent" else "400")
+            program = hanging if name == "hang" else script
+            with another_host(system, home / "beta", "beta") if name == "silent host" else nullcontext():
+                found = [KILLS[name](system, system.submit(program, args=options)) for _ in range(args.trials)]
+            rows.append(made := row(name, found))
             print(
-                f"{name:<17} {statistics.median(noticed):6.3f} {max(noticed):7.3f}"
-                f"   {statistics.median(stepping):7.3f} {max(stepping):7.3f}"
-                f"   {max(trial.redone for trial in found):12d}   {sum(trial.doubled for trial in found):7d}",
+                f"{name:<17}{made['trials']:>7}{made['noticed_p50_s']:>12.3f}{made['noticed_p95_s']:>8.3f}"
+                f"{made['stepping_p50_s']:>12.3f}{made['stepping_p95_s']:>8.3f}{made['redone_most']:>8}{made['doubled']:>9}",
                 flush=True,
             )
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=2))
     shutil.rmtree(home, ignore_errors=True)
 
 

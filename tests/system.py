@@ -10,13 +10,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from trackside import launcher
 from trackside.bus import beats, streams
-from trackside.bus.client import Client, connect, now_ms
+from trackside.bus.client import Client, connect, now_ms, without_password
 from trackside.config import Settings
 from trackside.models import Attempt, Beat, Event, Job, Role
 from trackside.store import Store
@@ -156,3 +156,35 @@ def running_system(home: Path, *options: str, **settings: str) -> Iterator[Syste
             process.wait(60)
         finally:
             process.kill()
+
+
+@contextmanager
+def another_host(system: System, home: Path, name: str) -> Iterator[None]:
+    """A trainer of another host on the same bus; it shares the checkpoints if the system's data folder is set."""
+    url = without_password(launcher.client_url(system.settings, "trainer"))
+    env = {**system.env, "TRACKSIDE_HOME": str(home), "TRACKSIDE_HOST": name, "TRACKSIDE_REDIS_URL": url}
+    env["TRACKSIDE_REDIS_PASSWORD_FILE"] = str(system.home / "secrets" / "trainer")
+    command = [sys.executable, "-m", "trackside", "trainer", "--slots", "cpu:1"]
+    with (system.home / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        member = f"{Role.WORKER}:{name}-cpu0"
+        wait_until(lambda: beats.read(system.client).get(member), 40.0, f"{name} has no worker")
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def host_pids(system: System, host: str) -> list[int]:
+    """The agent, workers and training processes that say they are of that host."""
+    found = [beat for beat in beats.read(system.client).values() if beat is not None and beat.host == host]
+    trainer = [beat for beat in found if beat.role in (Role.AGENT, Role.WORKER)]
+    return [pid for beat in trainer for pid in (beat.pid, beat.attempt_pid) if pid is not None]
+
+
+def send(pids: list[int], signum: signal.Signals) -> None:
+    """Send a signal to each of the system's own processes that is still there."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signum)
