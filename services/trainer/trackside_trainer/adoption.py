@@ -1,7 +1,8 @@
 """Checkpoints that a job takes over from the one it does again.
 
-Files are hard links, so nothing is copied and neither job can lose them by the other's pruning. The manifest is
-written anew, since it names the attempt: an adopted checkpoint is attempt 0's, older than all that the job writes.
+Files are hard links where the file system has them, so nothing is copied, and neither job can lose them by the other's
+pruning. The manifest is written anew, since it names the attempt: an adopted checkpoint is attempt 0's, older than all
+that the job writes.
 """
 
 from __future__ import annotations
@@ -56,7 +57,12 @@ def _link(source: Path, target: Path, digest: str) -> None:
     for file in manifest["files"]:
         if Path(file).name != file:
             raise ValueError(f"its manifest names {file!r}, outside of its directory")
-        os.link(source / file, aside / file)
+        try:
+            os.link(source / file, aside / file)
+        except FileNotFoundError:
+            raise
+        except OSError:  # some shared file systems have no hard links
+            shutil.copyfile(source / file, aside / file)
     with (aside / MANIFEST).open("wb") as out:
         out.write(encode.dumps({**manifest, "attempt": 0}))
         out.flush()
