@@ -72,7 +72,7 @@ def test_a_dashboard_that_was_taken_over_can_write_nothing(
             "hset": lambda: client.hset(keys.job(job_id), "state", "cancelled"),
             "delete": lambda: client.delete(keys.job(job_id)),
             "publish": lambda: client.publish(keys.STATUS_CHANNEL, "x"),
-            "lpush": lambda: client.lpush(keys.slot_queue("vm-cpu0"), "x"),
+            "lpush": lambda: client.lpush(f"rq:queue:slot-{system.store.slots()[0].id}", "x"),
         }
         for name, write in tries.items():
             try:
@@ -104,7 +104,7 @@ def test_a_forged_job_is_refused_and_the_worker_lives(
             for slot in system.store.slots():
                 queue = Queue(f"slot-{slot.id}", connection=client, serializer="json")
                 queue.enqueue("os.system", f"touch {ran}")
-                client.lpush(keys.slot_queue(slot.id), "../../etc/passwd_1")
+                client.lpush(f"rq:queue:slot-{slot.id}", "../../etc/passwd_1")
         return harm
 
     before = {beat.pid for beat in system.beats(Role.WORKER)}

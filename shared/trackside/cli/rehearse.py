@@ -114,7 +114,8 @@ def judge(system: Throwaway, fault: Fault, job_id: str, harm: Harm, base: Baseli
         states=fault.states,
         attempts_max=fault.attempts_max,
         reasons=fault.reasons or None,
-        redo_max=None if base.interval is None else fault.intervals * base.interval,
+        # A save that is on its way to the disk when the process dies is lost, with the steps done meanwhile.
+        redo_max=None if base.interval is None else fault.intervals * base.interval + base.interval // 2,
         series=base.series,
         summary=base.summary,
         damaged=frozenset(harm.damaged),
