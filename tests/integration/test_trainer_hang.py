@@ -267,3 +267,25 @@ def test_a_stranger_who_asks_it_to_stop_is_not_taken_for_us(trainer: Trainer) ->
     outcome = trainer.ended(job)
     assert outcome.reason is Reason.PREEMPTED
     assert (outcome.detail or "").startswith("somebody other than Trackside asked it to stop")
+
+
+EVALUATES = """
+import time, trackside
+run = trackside.init()
+for step in run.steps(60):
+    time.sleep(0.01)
+    if step == 50:
+        time.sleep(2.5)
+"""
+
+
+def test_a_learned_limit_is_not_trusted_twice_so_a_long_evaluation_passes_at_the_next_try(trainer: Trainer) -> None:
+    job = trainer.assign(EVALUATES)
+    assert trainer.ended(job, 20).reason is Reason.STALLED
+
+    trainer.store.change(
+        job.id, lambda job, now: trainer.store.moved(job, JobState.QUEUED, now, cause="test", detail=None)
+    )
+    again = trainer.give(job.id)
+
+    assert trainer.ended(again, 20).reason is Reason.SUCCEEDED

@@ -35,7 +35,8 @@ from trackside_trainer.shipping import JournalTail, OutputTail, end_record, ship
 from trackside_trainer.slotfiles import TakenAttempt, taken_path
 from trackside_trainer.watchdog import Hung, Watchdog
 
-_FENCED_GRACE_S: Final = 2.0  # a newer attempt may be running already
+# Graces shorter than the one that people set: a newer attempt may be running already; a hung process rarely wakes.
+_SHORT_GRACE_S: Final = {Reason.FENCED: 2.0, Reason.STALLED: 5.0}
 _KILL_LIMIT_S: Final = 5.0  # then whoever is left hangs in the kernel, and the slot must go on
 _SHIP_BUDGET_S: Final = 0.03  # of one tick; the rest waits for the next, so that ends and beats are never late
 _RATE_WINDOW_S: Final = 10.0
@@ -135,7 +136,11 @@ class AttemptRun:
         self.pid, self.pidfd = started.pid, started.pidfd
         self._started_s = time.monotonic()
         folders = self._folders
-        self._watchdog = Watchdog(self._settings, self._page, started.pid, folders.stacks, folders.output)
+        # A limit that was learned may have been wrong about a long evaluation: it is not trusted twice in a row.
+        trusted = self._job.reason is not Reason.STALLED
+        self._watchdog = Watchdog(
+            self._settings, self._page, started.pid, folders.stacks, folders.output, learns=trusted
+        )
         self.taken(started.pid, started.started).write(self.taken_path)
         self._log.info("attempt_started", pid=started.pid, cold=self._job.spec.python is not None)
 
@@ -265,9 +270,7 @@ class AttemptRun:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
         grace_s = self._settings.stop_grace_s
-        if reason is Reason.FENCED:
-            grace_s = min(grace_s, _FENCED_GRACE_S)
-        kill_at_s = time.monotonic() + grace_s
+        kill_at_s = time.monotonic() + min(grace_s, _SHORT_GRACE_S.get(reason, grace_s))
         self._kill_at_s = kill_at_s if self._kill_at_s is None else min(self._kill_at_s, kill_at_s)
 
     def kill(self) -> None:

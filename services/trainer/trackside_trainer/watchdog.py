@@ -43,12 +43,15 @@ class Hung:
 class Watchdog:
     """Watches one process; `look` is called often and never waits."""
 
-    def __init__(self, settings: Settings, page: ControlPage, pid: int, stacks: Path, output: Path) -> None:
+    def __init__(
+        self, settings: Settings, page: ControlPage, pid: int, stacks: Path, output: Path, *, learns: bool = True
+    ) -> None:
+        """`learns` False: only the limit of the settings counts, whatever the run's own pace is."""
         self._page, self._pid, self._stacks, self._output = page, pid, stacks, output
         self._progress = Progress(
             Limits(
                 step_s=settings.stall_limit_s,
-                floor_s=settings.stall_floor_s,
+                floor_s=settings.stall_floor_s if learns else settings.stall_limit_s,
                 startup_s=settings.startup_limit_s,
                 save_s=settings.save_limit_s,
                 slow_s=_SLOW_S / settings.scale,
