@@ -69,6 +69,7 @@ CASES: Final = {
     ),
     "always-nan": case(
         "F48a", "loss is no number for good", "--fault", "always-nan", states=FAILED, attempts_max=5,
+        intervals=4,  # each time it goes a checkpoint further back
         reasons=(frozenset({Reason.DIVERGED}),),
     ),
 }  # fmt: skip
