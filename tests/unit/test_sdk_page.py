@@ -18,17 +18,18 @@ def test_the_words_stand_where_the_contract_says(tmp_path: Path) -> None:
     page.command = Command.PAUSE
     before_ns = time.monotonic_ns()
     page.boundary(7)
-    page.total, page.first, page.phase = 100, 3, Phase.SAVING
-    words = struct.unpack("8q", path.read_bytes())
+    page.total, page.first, page.phase, page.accepted = 100, 3, Phase.SAVING, 6
+    words = struct.unpack("16q", path.read_bytes())
 
     assert words[:6] == (0x545253, 2, 7, 100, 3, 2)
+    assert words[8] == 6
     assert before_ns <= words[6] <= time.monotonic_ns()
 
 
 def test_a_fresh_page_knows_nothing(tmp_path: Path) -> None:
     page = ControlPage.create(tmp_path / "page")
     assert (page.command, page.completed, page.total, page.first) == (Command.NONE, 0, None, None)
-    assert (page.phase, page.boundary_ns) == (Phase.STARTING, None)
+    assert (page.phase, page.boundary_ns, page.accepted) == (Phase.STARTING, None, None)
 
 
 def test_both_sides_see_each_other(tmp_path: Path) -> None:

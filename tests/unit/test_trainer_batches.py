@@ -28,6 +28,12 @@ def test_points_become_columns_with_gaps() -> None:
     assert batch.series == {"loss": (0.5, 0.25, None), "acc": (None, 1.0, "NaN")}
 
 
+def test_a_step_that_is_logged_in_several_calls_is_one_point() -> None:
+    batch = built(point(1, loss=0.5), point(1, acc=1), point(1, loss=0.4), point(2, acc=2), point(2, loss=0.3))
+    assert batch.steps == (1, 1, 2)
+    assert batch.series == {"loss": (0.5, 0.4, 0.3), "acc": (1.0, None, 2.0)}
+
+
 def test_total_and_summary_are_taken_over() -> None:
     batch = built({"k": "begin", "total": 10}, {"k": "summary", "m": {"acc": 0.9}}, {"k": "note", "text": "x"})
     assert (batch.total, batch.summary, batch.steps) == (10, {"acc": 0.9}, ())

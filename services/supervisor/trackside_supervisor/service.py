@@ -160,6 +160,8 @@ class Supervisor:
 
     def _act(self, sight: Sight) -> None:
         for job in list(self._jobs.values()):
+            if not self._renew(self._clock.monotonic_s()):  # on a slow line a round outlasts the lease
+                return
             try:
                 self._jobs[job.id] = self._settle(job, sight)
             except NotFound:

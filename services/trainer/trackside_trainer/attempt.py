@@ -98,7 +98,9 @@ class AttemptRun:
         self._peak_mib: float | None = None
         self._pace: deque[tuple[float, int]] = deque()
         self._usage: tuple[float, float] | None = None  # monotonic time and processor seconds at the last look
-        self._journal = JournalTail(store, job.id, job.attempt, self._folders.journal, slot.storage)
+        self._journal = JournalTail(
+            store, job.id, job.attempt, self._folders.journal, slot.storage, on_accepted=self._tell_accepted
+        )
         self._output = OutputTail(store.client, job.id, job.attempt, self._folders.output, settings.output_max_bytes)
 
     # -- beginning -------------------------------------------------------------------------------------------------
@@ -114,6 +116,8 @@ class AttemptRun:
         try:
             context = folders_.prepare(self._folders, self._store, self._job, self._slot)
             self._page = ControlPage.create(self._folders.page)
+            if self._job.checkpoints:
+                self._page.accepted = self._job.checkpoints[0].step
             started = launch.start(
                 context,
                 self._folders.context,
@@ -199,6 +203,11 @@ class AttemptRun:
                 self._log.error("attempt_files_unreadable", why=str(error))
             self._disk_failed = True
             return False
+
+    def _tell_accepted(self, step: int) -> None:
+        """Let the run prune what came before: its next attempt would not need it."""
+        if self._page is not None:
+            self._page.accepted = max(step, self._page.accepted or 0)  # an old line may be told again
 
     def _look_at_job(self) -> None:
         job = self._store.job(self.job_id)

@@ -26,6 +26,7 @@ class BatchBuilder:
         self._steps: list[int] = []
         self._at_ms: list[int] = []
         self._series: dict[str, list[float | str | None]] = {}
+        self._in_row: set[str] = set()  # names that the newest point has
         self._total: int | None = None
         self._summary: dict[str, Any] = {}
 
@@ -57,18 +58,17 @@ class BatchBuilder:
     def _add_point(self, step: Any, at_ms: Any, values: Any) -> None:
         if whole(step) is None or whole(at_ms) is None or not isinstance(values, dict):
             return
-        row = len(self._steps)
-        self._steps.append(step)
-        self._at_ms.append(at_ms)
-        for name, value in values.items():
-            point = _point(value)
-            if point is not None:
-                column = self._series.setdefault(name[:_MAX_NAME], [None] * row)
-                if len(column) == row:
-                    column.append(point)
-        for column in self._series.values():
-            if len(column) == row:
+        points = {name[:_MAX_NAME]: point for name, value in values.items() if (point := _point(value)) is not None}
+        # A step that is logged in several calls is one point, or a hundred names would make ten thousand cells.
+        if not self._steps or self._steps[-1] != step or not self._in_row.isdisjoint(points):
+            self._steps.append(step)
+            self._at_ms.append(at_ms)
+            self._in_row = set()
+            for column in self._series.values():
                 column.append(None)
+        for name, point in points.items():
+            self._series.setdefault(name, [None] * len(self._steps))[-1] = point
+        self._in_row |= points.keys()
 
 
 def whole(value: Any) -> int | None:

@@ -85,8 +85,19 @@ class _FencedStream:
 class JournalTail:
     """Follows the journal: points become batches, and what the records say becomes facts in the store."""
 
-    def __init__(self, store: Store, job_id: str, number: int, path: Path, storage: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        job_id: str,
+        number: int,
+        path: Path,
+        storage: str,
+        *,
+        on_accepted: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """`on_accepted` is told the step of each checkpoint that the store has taken."""
         self._store, self._job, self._number, self._path, self._storage = store, job_id, number, path, storage
+        self._on_accepted = on_accepted
         client = store.client
         self._stream = _FencedStream(
             client,
@@ -149,6 +160,7 @@ class JournalTail:
             bytes=whole(record.get("bytes")),
         )
         self._store.accept_checkpoint(self._job, self._number, found)
+        self._on_accepted(step)
 
 
 class OutputTail:

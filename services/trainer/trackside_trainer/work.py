@@ -115,9 +115,10 @@ class Work:
     def _beat_when_due(self) -> None:
         now_s = time.monotonic()
         if now_s >= self._next_beat_s:
-            self._next_beat_s = now_s + self._settings.beat_s
             self._lock.touch()
-            self._bus.call(self._beat)
+            if self._bus.wait_s() == 0:  # a turn that is not taken is not spent: on a bad line each one counts
+                self._next_beat_s = now_s + self._settings.beat_s
+                self._bus.call(self._beat)
 
     def _beat(self) -> None:
         run = self._run

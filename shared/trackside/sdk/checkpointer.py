@@ -57,11 +57,13 @@ class Checkpointer:
         best: str | None = None,
         best_mode: str = "min",
         background: bool = True,
+        accepted: Callable[[], int | None] = lambda: None,
     ) -> None:
         _check(parts, every, keep, best_mode)
         self.step = 0
         self.extra: dict[str, Any] = {}
         self._store, self._parts, self._emit = store, dict(parts), emit
+        self._accepted = accepted
         self._every, self._keep = every, keep
         self._best, self._best_mode = best, best_mode
         self._best_value: float | None = None
@@ -174,7 +176,7 @@ class Checkpointer:
                 "stall_ms": took_ms if stall_ms is None else stall_ms,
             }
         )
-        self._store.prune(self._keep, best=self._best, best_mode=self._best_mode)
+        self._store.prune(self._keep, best=self._best, best_mode=self._best_mode, accepted=self._accepted())
 
     def _skip(self, step: int) -> None:
         self._skipped += 1

@@ -176,9 +176,12 @@ class CheckpointStore:
                 return aside
             number += 1
 
-    def prune(self, keep: int, *, best: str | None = None, best_mode: str = "min") -> list[str]:
+    def prune(
+        self, keep: int, *, best: str | None = None, best_mode: str = "min", accepted: int | None = None
+    ) -> list[str]:
         """Remove all but the newest `keep` and the best, but never the newest and never the last one that verifies.
 
+        Nor the one of step `accepted`: while the bus is out of reach newer ones come, but a next attempt resumes there.
         The best is the one whose manifest has the lowest (or highest) value of the metric `best`. An attempt that sees
         checkpoints of a later one has been overtaken and removes nothing.
         """
@@ -189,6 +192,7 @@ class CheckpointStore:
         if best is not None and spare:
             chosen = _best(everything, best, best_mode)
             spare = [checkpoint for checkpoint in spare if checkpoint is not chosen]
+        spare = [checkpoint for checkpoint in spare if checkpoint.step != accepted]
         if spare and not any(self._is_proved(checkpoint) for checkpoint in kept):
             saviour = next((checkpoint for checkpoint in spare if self._is_proved(checkpoint)), None)
             spare = [checkpoint for checkpoint in spare if saviour is not None and checkpoint is not saviour]

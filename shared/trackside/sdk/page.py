@@ -1,11 +1,12 @@
-"""The control page: 64 bytes of memory that the worker and the attempt share through a file.
+"""The control page: 128 bytes of memory that the worker and the attempt share through a file.
 
     0  magic        1  command, written by the worker      2  completed steps      3  total, -1 unknown
     4  first step of this attempt, -1 none yet             5  phase                6  last boundary, monotonic ns
     7  when the program last showed before its first step that it uses the SDK, monotonic ns, 0 never
+    8  step of the newest checkpoint that the bus has accepted, written by the worker, -1 none
 
-Each field is one aligned 64-bit word, so that a reader never sees half a value. Only the worker writes field 1,
-and only the attempt writes the others, so that no lock is needed.
+Each field is one aligned 64-bit word, so that a reader never sees half a value. Only the worker writes fields 1
+and 8, and only the attempt writes the others, so that no lock is needed.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from typing import Final
 
 from trackside.errors import ConfigurationError
 
-SIZE_BYTES: Final = 64
+SIZE_BYTES: Final = 128
 MAGIC: Final = 0x545253
-_COMMAND, _COMPLETED, _TOTAL, _FIRST, _PHASE, _BOUNDARY, _OPENED = range(1, 8)
+_COMMAND, _COMPLETED, _TOTAL, _FIRST, _PHASE, _BOUNDARY, _OPENED, _ACCEPTED = range(1, 9)
 
 
 class Command(IntEnum):
@@ -91,6 +92,7 @@ class ControlPage:
     def _reset(self) -> None:
         self._words[_TOTAL] = -1
         self._words[_FIRST] = -1
+        self._words[_ACCEPTED] = -1
         self._words[0] = MAGIC
 
     def close(self) -> None:
@@ -162,3 +164,13 @@ class ControlPage:
     def opened(self) -> None:
         """Say that the program uses the SDK, now."""
         self._words[_OPENED] = time.monotonic_ns()
+
+    @property
+    def accepted(self) -> int | None:
+        """Step of the newest accepted checkpoint, where a next attempt would resume; None if there is none."""
+        value = self._words[_ACCEPTED]
+        return None if value < 0 else value
+
+    @accepted.setter
+    def accepted(self, value: int) -> None:
+        self._words[_ACCEPTED] = value

@@ -189,6 +189,7 @@ class Run:
             background=background,
             resume=self._resume,
             emit=self._sink.write,
+            accepted=lambda: self._page.accepted,
         )
         made.bind(lambda: None if self._in_step else self._completed)
         self._step = self._completed = made.step
