@@ -18,13 +18,19 @@ HERE: Final = {
 }
 # Tested where their cause can be made to measure: the file under tests/ and the test.
 ELSEWHERE: Final = {
-    "F19": ("integration/test_supervisor.py", "test_a_supervisor_killed_between_any_two_steps"),
+    "F19": (
+        "integration/test_supervisor.py",
+        "test_a_supervisor_killed_between_any_two_steps_is_followed_by_one_that_carries_on",
+    ),
     "F24": ("integration/test_server.py", "test_a_damaged_file_is_named_and_the_printed_command_repairs_it"),
     "F36": ("integration/test_resume_kills.py", "test_no_kill_leaves_a_checkpoint_that_does_not_load"),
-    "F39": ("unit/test_sdk_background.py", "test_the_loop_goes_on_while_the_disk_is_slow"),
+    "F39": (
+        "unit/test_sdk_background.py",
+        "test_the_loop_goes_on_while_the_disk_is_slow_and_the_copy_is_what_is_saved",
+    ),
     "F42": ("unit/test_recovery.py", "test_each_ending_has_its_consequence"),
     "F53": ("dashboard/test_views.py", "test_a_hostile_name_stands_for_itself"),
-    "F57": ("unit/test_codec.py", "def test_"),
+    "F57": ("unit/test_codec.py", "test_an_unknown_field_is_ignored_and_a_missing_one_takes_its_default"),
 }
 # Not done, and why.
 NOT_DONE: Final = {
@@ -42,6 +48,6 @@ NOT_DONE: Final = {
     "F47": "needs a GPU",
     "F49": "one attempt is one process so far",
     "F50": "every deadline is in the server's time; no process's own wall clock is compared",
-    "F54": "the dashboard's own tests",
+    "F54": "fifty browser sessions are more than this machine serves at once",
 }
 ALL: Final = [f"F{number:02d}" for number in range(1, 61)]

@@ -159,7 +159,6 @@ FAULTS: Final[tuple[tuple[str, str, Callable[[Network, Scene], Harm], dict[str, 
 
 NOT_YET: Final = {
     "F29a": "a worker's patience with a line this bad holds back its beats and its report",
-    "F33a": "at a round trip of 200 ms the supervisor's acts take longer than its lease",
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import pytest
 from system import TRAIN, System, running_system
 from trackside.models import EventKind, JobState, Reason, Role
 from trackside.testing import wait_until
+from trainer_harness import lives
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 STEPS, EVERY = 300, 20
@@ -84,7 +84,8 @@ def test_a_killed_worker_loses_no_job_and_takes_its_attempt_along(
     beat = system.stepping(job_id, 70)
     assert beat.attempt_pid is not None
     system.kill(beat.pid)
-    wait_until(lambda: not alive(beat.attempt_pid), 2.0, "the attempt outlived its worker")
+    pid = beat.attempt_pid
+    wait_until(lambda: not lives(pid), 2.0, "the attempt outlived its worker")
     assert_as_undisturbed(system, job_id, undisturbed)
     assert reasons(system, job_id) == [Reason.KILLED, Reason.SUCCEEDED]
     worker = system.beat(Role.WORKER)
@@ -125,13 +126,3 @@ def test_a_killed_supervisor_is_followed_by_one_that_carries_on(
     system.kill(beat.attempt_pid)  # nobody is there to decide about it yet
     assert_as_undisturbed(system, job_id, undisturbed)
     assert reasons(system, job_id) == [Reason.KILLED, Reason.SUCCEEDED]
-
-
-def alive(pid: int | None) -> bool:
-    if pid is None:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"

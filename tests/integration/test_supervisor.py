@@ -284,12 +284,6 @@ def test_a_supervisor_killed_between_any_two_steps_is_followed_by_one_that_carri
     assert_right(store)
 
 
-def test_every_point_stands_in_the_code() -> None:
-    folder = Path(service.__file__).parent
-    text = "".join(path.read_text() for path in folder.glob("*.py") if path.name != "crashpoints.py")
-    assert {point for point in crashpoints.POINTS if f'here("{point}")' not in text} == set()
-
-
 def test_two_supervisors_at_once_decide_each_end_once(bus_urls: Mapping[str, str], supervisors: Supervisors) -> None:
     client = connect(bus_urls["trainer"])
     store = Store(client, by="test")

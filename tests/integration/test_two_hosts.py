@@ -13,8 +13,8 @@ import pytest
 
 from system import TRAIN, another_host, host_pids, running_system, send
 from trackside.models import JobState, Reason, Role
-from trackside.processes import look
 from trackside.testing import wait_until
+from trainer_harness import lives
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 STEPS = 600
@@ -44,7 +44,8 @@ def test_a_job_leaves_a_silent_host_and_the_silent_host_spoils_nothing(fresh_hom
                 assert second.host == "beta"
             finally:
                 send(stopped, signal.SIGCONT)
-            wait_until(lambda: _gone(first.attempt_pid), 5.0, "the fenced training process goes on")
+            zombie = first.attempt_pid
+            wait_until(lambda: not lives(zombie), 5.0, "the fenced training process goes on")
             job = system.ended(job_id)
 
         assert job.state is JobState.SUCCEEDED
@@ -53,8 +54,3 @@ def test_a_job_leaves_a_silent_host_and_the_silent_host_spoils_nothing(fresh_hom
         assert system.series(job_id, "loss") == system.series(calm, "loss")
         assert system.summary(job_id)["digest"] == system.summary(calm)["digest"]
         assert {checkpoint.attempt for checkpoint in job.checkpoints if checkpoint.step > 300} == {2}
-
-
-def _gone(pid: int | None) -> bool:
-    found = look(pid or 0)
-    return found is None or found.state in "ZX"
