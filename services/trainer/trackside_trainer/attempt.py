@@ -255,6 +255,7 @@ class AttemptRun:
         if hung is not None:
             self._log.warning("attempt_stalled", why=hung.detail, state=hung.evidence[0])
             self._hung = hung
+            self._notes.append(f"stalled: {hung.detail}; its stacks are kept and it is asked to stop")
             self.stop(Reason.STALLED, hung.detail)
             with suppress(ProcessLookupError):
                 os.kill(self.pid or 0, signal.SIGCONT)  # a stopped process takes no SIGTERM
