@@ -224,10 +224,10 @@ class Store(SlotStore):
 
     # -- the life of an attempt ------------------------------------------------------------------------------------
 
-    def assign(self, job_id: str, slot: Slot, push: Callable[[Pipeline, Job], None]) -> Job:
+    def assign(self, job_id: str, slot: Slot, push: Callable[[Pipeline, Job], None], **facts: Any) -> Job:
         """Give a queued job's next attempt to a slot; `push` puts it on that slot's RQ queue in the same transaction.
 
-        Opens the job's streams for the new attempt, which fences every older one.
+        Opens the job's streams for the new attempt, which fences every older one. `facts` are told with the event.
         """
 
         def decide(job: Job, now: int) -> Change | None:
@@ -238,7 +238,9 @@ class Store(SlotStore):
             attempt = Attempt(
                 job=job_id, number=number, state=AttemptState.ASSIGNED, slot=slot.id, host=slot.host, assigned_at_ms=now
             )
-            event = self.job_event(new, EventKind.ASSIGNED, now, cause="slot free", slot=slot.id, host=slot.host)
+            event = self.job_event(
+                new, EventKind.ASSIGNED, now, cause="slot free", slot=slot.id, host=slot.host, **facts
+            )
 
             def also(pipe: Pipeline) -> None:
                 streams.open_attempt(pipe, job_id, number)
@@ -305,10 +307,10 @@ class Store(SlotStore):
 
         return self.change(job_id, decide)
 
-    def end_attempt(self, job_id: str, number: int, outcome: Outcome) -> Job:
+    def end_attempt(self, job_id: str, number: int, outcome: Outcome, **facts: Any) -> Job:
         """Close an attempt with its one reason and free its slot; the supervisor decides what comes of the job.
 
-        Ended already: does nothing. A newer attempt is open: raises Fenced.
+        Ended already: does nothing. A newer attempt is open: raises Fenced. `facts` are told with the event.
         """
 
         def decide(job: Job, now: int) -> Change | None:
@@ -318,7 +320,7 @@ class Store(SlotStore):
             ran = now - attempt.started_at_ms if attempt.started_at_ms is not None else 0
             ended = replace(attempt, state=AttemptState.ENDED, ended_at_ms=now, outcome=outcome)
             new = replace(job, slot=None, reason=outcome.reason, ran_ms=job.ran_ms + ran)
-            facts = {
+            told = {
                 "slot": attempt.slot,
                 "last_step": outcome.last_step,
                 "exit_code": outcome.exit_code,
@@ -326,7 +328,7 @@ class Store(SlotStore):
                 "noticed_after_ms": outcome.noticed_after_ms,
                 "detail": outcome.detail,
             }
-            event = self.job_event(job, EventKind.ENDED, now, cause=outcome.reason.value, **facts)
+            event = self.job_event(job, EventKind.ENDED, now, cause=outcome.reason.value, **told, **facts)
             return Change(job=new, attempt=ended, events=(event,))
 
         return self.change(job_id, decide)
