@@ -93,6 +93,7 @@ def test_a_hung_process_is_dumped_asked_and_killed(trainer: Trainer, how: str) -
     assert (outcome.reason, outcome.signal, outcome.last_step) == (Reason.STALLED, "SIGKILL", 49)
     assert (outcome.detail or "").startswith("no step for 1.0 s (limit 1 s, learned from its median step of 0.01")
     assert "it did not stop within its grace and was killed" in (outcome.detail or "")
+    assert notes(trainer, job)[0].startswith("stalled: no step for 1.0 s")
     state, stacks, *_ = outcome.evidence
     assert state.startswith("the process was ")
     assert how.rstrip("()") in stacks
