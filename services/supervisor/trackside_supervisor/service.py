@@ -175,7 +175,7 @@ class Supervisor:
             self._tend_due_s = self._clock.monotonic_s() + _RESYNC_S
             for job in self._actions.tend_breakers(self._store.slots(), sight.now_ms):
                 self._jobs[job.id] = job
-        self._place(sight)
+        self._place()
 
     def _settle(self, job: Job, sight: Sight) -> Job:
         """Bring one job as far as this look allows."""
@@ -212,7 +212,7 @@ class Supervisor:
     def _previous(self, attempt: Attempt) -> Attempt | None:
         return self._store.attempt(attempt.job, attempt.number - 1) if attempt.number > 1 else None
 
-    def _place(self, sight: Sight) -> None:
+    def _place(self) -> None:
         queued = [
             job
             for job in self._jobs.values()
@@ -222,7 +222,8 @@ class Supervisor:
         ]
         if not queued:
             return
-        alive = {name: beat for name, beat in sight.beats.items() if sight.deadlines.get(name, 0) >= sight.now_ms}
+        now = self._look()  # an end that was settled in this round may be that of a trainer which stops since
+        alive = {name: beat for name, beat in now.beats.items() if now.deadlines.get(name, 0) >= now.now_ms}
         free = free_slots(self._store.slots(), self._jobs.values(), alive)
         for job, slot in place(queued, free, self._actions.breakers):
             self._jobs[job.id] = self._actions.assign(job, slot)
