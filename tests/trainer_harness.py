@@ -120,6 +120,10 @@ class Trainer:
 
     def assign(self, script: str | Mapping[str, str], *, slot: int = 0, **spec: Any) -> Job:
         """Submit a folder with this `train.py` (or these files), and give the job's first attempt to a slot."""
+        return self.give(self.submit(script, **spec), slot=slot)
+
+    def submit(self, script: str | Mapping[str, str], **spec: Any) -> str:
+        """Submit a folder with this `train.py` (or these files); the job's id."""
         files = {"train.py": script} if isinstance(script, str) else dict(script)
         job_id = new_job_id("job")
         folder = self.home / "submitted" / job_id
@@ -129,7 +133,7 @@ class Trainer:
         snapshot = pack(folder, max_bytes=1 << 20)
         fields: dict[str, Any] = {"program": Program(kind="script", target="train.py"), "snapshot": snapshot.sha256}
         self.store.submit(job_id, "job", JobSpec(**{**fields, **spec}), snapshot.data)
-        return self.give(job_id, slot=slot)
+        return job_id
 
     def give(self, job_id: str, *, slot: int = 0) -> Job:
         """Give a queued job's next attempt to a slot."""

@@ -200,7 +200,7 @@ def obstacles(
 
 
 def _obstacle(job: Job, slot: Slot, breaker: Breaker | None, beats: Mapping[str, Beat | None]) -> str:
-    beat = beats.get(f"{Role.WORKER}:{slot.id}")
+    beat, agent = beats.get(f"{Role.WORKER}:{slot.id}"), beats.get(f"{Role.AGENT}:{slot.host}")
     held = job.checkpoints[0] if job.checkpoints else None
     if job.spec.device not in ("any", slot.kind):
         return f"is a {slot.kind} slot, and it asks for a {job.spec.device}"
@@ -214,7 +214,7 @@ def _obstacle(job: Job, slot: Slot, breaker: Breaker | None, beats: Mapping[str,
         return f"is cordoned: `trackside uncordon {slot.id}` puts it back"
     if breaker is not None and breaker.state is not BreakerState.CLOSED:
         return f"rests, since {len(breaker.failed)} different jobs crashed on it"
-    if beat.stopping:
+    if beat.stopping or (agent is not None and agent.stopping):
         return "is stopping"
     return f"is busy with {beat.job}" if beat.job is not None else "is free: the supervisor gives it out"
 

@@ -46,6 +46,10 @@ def a_beat(pid: int = 10, started_at_ms: int = 0, job: str | None = "j", stoppin
     )  # fmt: skip
 
 
+def an_agent(stopping: bool) -> Beat:
+    return Beat(role=Role.AGENT, name="h", host="h", pid=9, started_at_ms=0, at_ms=0, stopping=stopping)
+
+
 def a_look(now_ms: int, deadline_ms: int | None, beat: Beat | None = None, clear: bool = True) -> Sight:
     deadlines = {} if deadline_ms is None else {"worker:h-cpu0": deadline_ms}
     return Sight(now_ms=now_ms, deadlines=deadlines, beats={"worker:h-cpu0": beat}, clear=clear)
@@ -109,3 +113,14 @@ def test_a_slot_is_free_only_with_a_living_worker_that_takes_work_and_no_job() -
     assert free_slots([replace(SLOT, cordoned=True)], [], alive) == []
     assert free_slots([SLOT], [], {"worker:h-cpu0": None}) == []
     assert free_slots([SLOT], [], {"worker:h-cpu0": a_beat(stopping=True)}) == []
+
+
+def test_a_slot_of_a_host_whose_agent_stops_is_given_nothing_while_its_worker_does_not_know_yet() -> None:
+    worker: dict[str, Beat | None] = {"worker:h-cpu0": a_beat(job=None)}
+    assert free_slots([SLOT], [], worker | {"agent:h": an_agent(stopping=True)}) == []
+    assert free_slots([SLOT], [], worker | {"agent:h": an_agent(stopping=False)}) == [SLOT]
+    assert free_slots([SLOT], [], worker | {"agent:other": an_agent(stopping=True)}) == [SLOT]
+
+
+def test_workers_that_outlive_their_agent_are_given_work() -> None:
+    assert free_slots([SLOT], [], {"worker:h-cpu0": a_beat(job=None), "agent:h": None}) == [SLOT]

@@ -36,8 +36,9 @@ def place(
 
 
 def _serves(slot: Slot, beats: Mapping[str, Beat | None]) -> bool:
-    beat = beats.get(f"{Role.WORKER}:{slot.id}")
-    return beat is not None and not beat.stopping
+    """Whether the slot's worker lives and takes work; a silent agent says nothing, since workers outlive it."""
+    worker, agent = beats.get(f"{Role.WORKER}:{slot.id}"), beats.get(f"{Role.AGENT}:{slot.host}")
+    return worker is not None and not worker.stopping and (agent is None or not agent.stopping)
 
 
 def _fits(job: Job, slot: Slot, breaker: Breaker | None) -> bool:

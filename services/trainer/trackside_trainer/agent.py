@@ -5,7 +5,8 @@
    Workers and attempts share those pages, and a killed worker is replaced in milliseconds.
 3. A worker's death is seen at once (pidfd). What its attempt left is killed, its journal is shipped, its end is
    reported; the new worker serves the slot meanwhile. A worker that keeps dying is restarted more and more slowly.
-4. At an orderly stop: workers first (their attempts save and stop), then whoever is left, then slots and beats go.
+4. At an orderly stop: the beat says so, so that no more work comes; then workers (their attempts save and stop), then
+   whoever is left, then slots and beats go.
 
 A killed agent takes nobody along: its workers go on, and the next agent adopts them.
 """
@@ -290,8 +291,12 @@ class Agent:
     # -- stopping --------------------------------------------------------------------------------------------------
 
     def _stop(self) -> int:
-        """In order: workers stop (their attempts save), the rest is killed, ends are reported, the books are closed."""
+        """In order: no more work, workers stop (their attempts save), the rest is killed, ends are told, books closed.
+
+        The beat comes first, or what one worker hands back is given to another that is about to stop as well.
+        """
         self._log.info("agent_stopping", workers=len(self._worker_pids()))
+        self._bus.call(lambda: self._beat(stopping=True))
         for place in self._places.values():
             place.wanted = False
             if place.worker is not None:

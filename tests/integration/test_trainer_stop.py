@@ -1,0 +1,78 @@
+"""An orderly stop of a trainer with a real supervisor: the job goes back once, and waits for a trainer that stays."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from trackside.bus.client import connect
+from trackside.config import Settings
+from trackside.models import Job, JobState, Reason
+from trackside.testing import wait_until
+from trackside_supervisor import service
+from trainer_harness import Trainer, steps_script
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+FORK = multiprocessing.get_context("fork")
+
+
+def supervise(url: str, home: Path) -> None:
+    settings = Settings.from_environ({}, home=home, log_level="error", host="h", profile="test", lease_ttl_s=1.0)
+    supervisor = service.Supervisor(settings, connect(url, name="supervisor"), url)
+    signal.signal(signal.SIGTERM, supervisor.stop)
+    supervisor.run()
+
+
+@pytest.fixture
+def supervisor(bus_urls: Mapping[str, str], tmp_path: Path) -> Iterator[None]:
+    process = FORK.Process(target=supervise, args=(bus_urls["supervisor"], tmp_path))
+    process.start()
+    yield
+    process.terminate()
+    process.join(10)
+
+
+def becomes(trainer: Trainer, job_id: str, state: JobState, timeout_s: float) -> Job:
+    wait_until(lambda: trainer.store.job(job_id).state is state, timeout_s, f"{job_id} did not become {state}")
+    return trainer.store.job(job_id)
+
+
+def rounds(trainer: Trainer, count: int) -> None:
+    """Wait until the supervisor has gone through that many rounds: in each it fails a job whose parent is cancelled."""
+    parent = trainer.submit(steps_script(1), device="gpu")
+    trainer.store.cancel(parent)
+    for _ in range(count):
+        becomes(trainer, trainer.submit(steps_script(1), after=(parent,)), JobState.FAILED, 10)
+
+
+@pytest.mark.usefixtures("supervisor")
+def test_a_job_of_a_stopping_trainer_is_not_given_to_its_other_slot(
+    fresh_home: Path, bus_urls: Mapping[str, str]
+) -> None:
+    # The beat of the idle worker lives long, so that it offers its slot while it sleeps and knows of no stop.
+    with Trainer(fresh_home, bus_urls, slots="cpu:2", settings={"beat_ttl_s": 20}) as trainer:
+        job_id = trainer.submit(steps_script(200, 0.02))
+        job = becomes(trainer, job_id, JobState.RUNNING, 20)
+        trainer.running(job, step=5)
+        other = trainer.worker_pid(next(slot.id for slot in trainer.store.slots() if slot.id != job.slot))
+        assert trainer.process is not None
+        os.kill(other, signal.SIGSTOP)
+        try:
+            trainer.process.terminate()
+            becomes(trainer, job_id, JobState.QUEUED, 20)
+            rounds(trainer, 2)
+        finally:
+            os.kill(other, signal.SIGCONT)
+        assert trainer.stop() == 0
+        waiting = trainer.store.job(job_id)
+        assert (waiting.state, waiting.slot, waiting.attempt) == (JobState.QUEUED, None, 1)
+
+        trainer.start()
+        ended = becomes(trainer, job_id, JobState.SUCCEEDED, 40)
+        outcomes = [attempt.outcome for attempt in trainer.store.attempts(ended)]
+        assert [outcome.reason for outcome in outcomes if outcome] == [Reason.PREEMPTED, Reason.SUCCEEDED]
