@@ -12,9 +12,10 @@ DEV_STAMP := $(VENV)/.dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 PYTEST_ARGS ?=
 SECONDS ?= 3600
+POINTS ?= 50
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format pytest compose-test chaos soak bench secrets constraints clean
+.PHONY: help demo test check format pytest compose-test chaos soak kill-points bench secrets constraints clean
 
 help:
 	@echo "make demo           install into .venv, then start everything with a training run to look at"
@@ -23,6 +24,7 @@ help:
 	@echo "make compose-test   build the images and try the deployment (needs Docker with Compose v2)"
 	@echo "make chaos          every fault that runs here, with a table of what it cost"
 	@echo "make soak           faults at chance moments for SECONDS (3600) over four slots and fifty jobs"
+	@echo "make kill-points    kill three trainings at POINTS (50) chance moments each and compare how they end"
 	@echo "make bench          measure"
 	@echo "make secrets        passwords and Redis users for docker compose, in deploy/secrets"
 	@echo "make clean          remove .venv, caches and builds"
@@ -55,6 +57,10 @@ chaos: $(DEV_STAMP)
 soak: $(DEV_STAMP)
 	@mkdir -p build
 	PYTHONPATH=tests $(BIN)/python -m chaos.soak --seconds $(SECONDS) --json build/soak.json
+
+kill-points: $(DEV_STAMP)
+	@mkdir -p build
+	PYTHONPATH=tests $(BIN)/python -m kill_points --points $(POINTS) --json build/kill-points.json
 
 bench: $(DEV_STAMP)
 	set -e; for part in bench/[!_]*.py; do echo "== $$part"; PYTHONPATH=tests $(BIN)/python "$$part"; done

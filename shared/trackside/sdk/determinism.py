@@ -63,6 +63,31 @@ class EpochSampler(Sampler[int]):
                 yield index
 
 
+class EpochIndexSampler(Sampler[tuple[int, int]]):
+    """As `EpochSampler`, but yields (epoch, index), for a dataset that augments its samples.
+
+    Its `__getitem__` gets the pair and makes the sample's `sample_generator(seed, epoch, index)`. The loader's own
+    processes draw from that and from nothing else, and so a resume needs none of their random state.
+    """
+
+    def __init__(self, size: int, *, seed: int, start: int = 0, epochs: int | None = None) -> None:
+        self._inner = EpochSampler(size, seed=seed, start=start, epochs=epochs)
+        self._size = size
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next sample, from 0."""
+        return self._inner.epoch
+
+    def seek(self, position: int) -> None:
+        """Go on after `position` samples; holds for the next `iter`."""
+        self._inner.seek(position)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for index in self._inner:
+            yield (self._inner.position - 1) // self._size, index
+
+
 def deterministic(seed: int | None = None) -> None:
     """Make torch repeatable: deterministic kernels only, no TF32, no benchmarking; seeds it when `seed` is given.
 

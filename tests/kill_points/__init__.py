@@ -1,0 +1,1 @@
+"""Kills at chance moments: whether a training that was cut ends as if nothing had happened."""
