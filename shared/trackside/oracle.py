@@ -11,6 +11,8 @@ The drill, the fault tests and the soak use this one checker, so a promise is wr
     I6  accepted checkpoints verify
     I7  no more is redone than a checkpoint's interval
 
+I17 holds of the supervisor's decisions too: each is made again from the inputs that its event tells.
+
 Times (noticed, stepping again: I9, I10) are measured, never judged here: what is fast enough depends on the machine.
 """
 
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -109,6 +111,8 @@ class Rules:
     backoff_first_s: float = 2.0
     backoff_max_s: float = 300.0
     poison_after: int = 3
+    # How the decision that an event tells differs from the one its inputs lead to (None: not); None: nobody looks.
+    differs: Callable[[Event], str | None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,6 +122,7 @@ class History:
     submitted: tuple[str, ...]
     jobs: tuple[JobHistory, ...]
     samples: tuple[Sample, ...] = ()
+    slots: tuple[Event, ...] = ()  # what was told of slots
     orphans: tuple[str, ...] = ()  # processes of ended attempts, as `witness.orphans` found them
     rules: Rules = field(default_factory=Rules)
     over: bool = True
@@ -141,6 +146,7 @@ def check(history: History) -> list[Violation]:
     """Every broken promise in a history; pure."""
     found = [Violation(invariant="I2", job=None, what=what) for what in _none_lost(history)]
     found += [Violation(invariant="I11", job=None, what=what) for what in history.orphans]
+    found += [Violation(invariant="I17", job=None, what=what) for what in _decisions(history.slots, history.rules)]
     for each in history.jobs:
         for invariant, rule in _RULES.items():
             found += [Violation(invariant=invariant, job=each.job.id, what=what) for what in rule(each, history)]
@@ -355,6 +361,14 @@ def _folds(each: JobHistory, history: History) -> Iterator[str]:
     unknown = [ref.name for ref in job.checkpoints if ref.name not in accepted]
     if unknown:
         yield f"the record names checkpoints that no event accepted: {unknown}"
+    yield from _decisions(each.events, history.rules)
+
+
+def _decisions(events: Iterable[Event], rules: Rules) -> Iterator[str]:
+    for event in events:
+        broken = rules.differs(event) if rules.differs is not None else None
+        if broken is not None:
+            yield broken
 
 
 _RULES: Final[dict[str, Callable[[JobHistory, History], Iterator[str]]]] = {

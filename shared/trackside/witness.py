@@ -10,7 +10,7 @@ from trackside.bus import keys, streams
 from trackside.bus.client import Client
 from trackside.codec import decode
 from trackside.errors import CheckpointDamaged, DecodeError, NotFound
-from trackside.models import AttemptState, Batch, CheckpointRef, JobState
+from trackside.models import AttemptState, Batch, CheckpointRef, Event, EventKind, JobState
 from trackside.oracle import Entry, Expected, History, JobHistory, Proof, Sample
 from trackside.sdk.checkpoints import Checkpoint, CheckpointStore
 from trackside.store import Store
@@ -50,7 +50,14 @@ def read(
                 expected=(expected or {}).get(job_id, Expected()),
             )
         )
-    return History(submitted=submitted, jobs=tuple(jobs), **facts)
+    return History(submitted=submitted, jobs=tuple(jobs), slots=tuple(slot_events(store.client)), **facts)
+
+
+def slot_events(client: Client) -> Iterator[Event]:
+    """What was told of slots, oldest first, as far back as the stream of all events goes."""
+    for _, event in streams.all_events(client):
+        if event.kind is EventKind.SLOT:
+            yield event
 
 
 def entries(client: Client, job_id: str) -> Iterator[Entry]:

@@ -42,7 +42,8 @@ from trackside.store import Store
 from trackside.testing import wait_until
 from trackside_supervisor import crashpoints, service
 from trackside_supervisor.breaker import Limits, observe, probing
-from trackside_supervisor.recovery import SELFTEST, replay
+from trackside_supervisor.recovery import SELFTEST
+from trackside_supervisor.replay import differs, replay
 
 pytestmark = pytest.mark.timeout(120)
 SPEC = JobSpec(program=Program(kind="script", target="train.py"), retries=9)
@@ -208,7 +209,7 @@ def assert_right(store: Store) -> None:
             for kind in (EventKind.ASSIGNED, EventKind.STARTED, EventKind.ENDED):
                 assert counts[kind, number] == 1, f"{job.id}: attempt {number} {kind} {counts[kind, number]} times"
         assert_folds(job, told)
-        replay_all(told)
+    replay_all(everything(store))
     assert_breaker_counts_each_end_once(store)
     assert queue.queued(store.client, SLOT.id) == [f"{job.id}_{n}" for job, n in carried(store)]
 
@@ -254,13 +255,14 @@ def assert_folds(job: Job, told: list[Event]) -> None:
     assert state is job.state
 
 
-def replay_all(told: list[Event]) -> int:
-    """Make every recorded decision again from its inputs; returns how many."""
-    decided = [event for event in told if event.kind is EventKind.TRANSITION and "reason" in event.data]
-    for event in decided:
-        again = replay(event.data, event.at_ms)
-        assert (again.rule, again.state, again.detail) == (event.cause, event.new, event.data["detail"])
-    return len(decided)
+def everything(store: Store) -> list[Event]:
+    return [event for _, event in streams.newest_events(store.client, 1000) if event is not None]
+
+
+def replay_all(told: list[Event]) -> Counter[str | None]:
+    """Make every recorded decision again from its inputs; returns how many by cause."""
+    assert [words for event in told if (words := differs(event)) is not None] == []
+    return Counter(event.cause for event in told if replay(event) is not None)
 
 
 @pytest.mark.parametrize("point", crashpoints.POINTS)
@@ -387,4 +389,9 @@ def test_recorded_decisions_of_a_whole_life_replay(bus_urls: Mapping[str, str], 
     supervisors.start()
     with working(Trainer(client, SCRIPTS)):
         wait_until(lambda: all_over(store), 20, "not everything ended")
-    assert replay_all(events_of(store, "parent")) == 5
+    ends = [event for event in events_of(store, "parent") if event.kind is EventKind.ENDED]
+    made = replay_all(everything(store))
+    assert made["slot free"] == sum(job.attempt for job in store.jobs(store.job_ids()))
+    assert made["lost"] == sum(event.cause == "lost" for event in ends) > 0
+    for cause in ("parents succeeded", "parent did not succeed", "backoff over", "breaker open", "breaker probing"):
+        assert made[cause] > 0, f"nothing was decided by {cause!r}, so this shows nothing about it"

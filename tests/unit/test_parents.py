@@ -64,4 +64,4 @@ def test_priority_comes_before_age_whatever_the_order() -> None:
     ]
     slots = [replace(SLOT, id=f"h-cpu{n}") for n in range(4)]
     for order in permutations(jobs):
-        assert [job.id for job, _ in place(order, slots)] == ["top", "old", "new", "old-low"]
+        assert [job.id for job, _, _ in place(order, slots)] == ["top", "old", "new", "old-low"]

@@ -30,9 +30,10 @@ from trackside.models import (
     Role,
     Slot,
 )
+from trackside_supervisor import placement
 from trackside_supervisor.placement import free_slots, place
 from trackside_supervisor.recovery import HOST_FAULTS, Decision, Policy, decide, replay
-from trackside_supervisor.watch import Limits, Sight, lost
+from trackside_supervisor.watch import Facts, Limits, Sight, judge, lost
 
 F = TypeVar("F", bound=Callable[..., Any])
 TTL_MS: Final = 4000
@@ -95,7 +96,8 @@ class Core(RuleBasedStateMachine):
             self.settle(self.jobs[job_id], sight)
         alive = {name: beat for name, beat in beats.items() if deadlines[name] >= self.now_ms}
         live = [job for job in self.jobs.values() if not job.state.terminal]
-        for job, slot in place(live, free_slots(self.slots, live, alive)):
+        for job, slot, inputs in place(live, free_slots(self.slots, live, alive)):
+            assert placement.replay(inputs) == (job.id, slot.id)
             self.assign(job, slot)
 
     def beat(self, slot: Slot) -> Beat | None:
@@ -116,9 +118,10 @@ class Core(RuleBasedStateMachine):
         attempt = self.current(job)
         if attempt is None or (job.slot is None and job.state not in ACTIVE):
             return
-        outcome = lost(job, attempt, sight, LIMITS)
-        if outcome is not None:
-            self.end(job, outcome)
+        loss = lost(job, attempt, sight, LIMITS)
+        if loss is not None:
+            assert judge(Facts.from_inputs(loss.inputs)) == loss
+            self.end(job, loss.outcome)
         job, attempt = self.jobs[job.id], self.attempts[job.id, job.attempt]
         if attempt.state is AttemptState.ENDED and job.state in ACTIVE and job.slot is None:
             self.conclude(job, attempt)

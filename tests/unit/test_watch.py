@@ -60,9 +60,9 @@ def test_a_worker_within_its_deadline_and_margin_is_not_lost() -> None:
 
 
 def test_a_worker_past_deadline_and_margin_is_lost() -> None:
-    outcome = lost(a_job(), running(), a_look(21_001, 20_000), LIMITS)
-    assert outcome is not None
-    assert (outcome.reason, outcome.noticed_after_ms) == (Reason.LOST, 1001)
+    loss = lost(a_job(), running(), a_look(21_001, 20_000), LIMITS)
+    assert loss is not None
+    assert (loss.rule, loss.outcome.reason, loss.outcome.noticed_after_ms) == ("silent host", Reason.LOST, 1001)
 
 
 def test_who_has_not_seen_clearly_for_long_enough_judges_nobody() -> None:
@@ -89,7 +89,7 @@ def test_an_attempt_whose_worker_was_replaced_long_ago_is_lost() -> None:
 
 def test_the_oldest_job_gets_the_slot_and_the_other_waits() -> None:
     pairs = place([a_job("late", 2), a_job("early", 1)], [SLOT])
-    assert [(job.id, slot.id) for job, slot in pairs] == [("early", "h-cpu0")]
+    assert [(job.id, slot.id) for job, slot, _ in pairs] == [("early", "h-cpu0")]
 
 
 def test_a_job_with_a_checkpoint_goes_only_where_it_can_be_read() -> None:

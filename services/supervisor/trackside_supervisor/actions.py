@@ -21,7 +21,6 @@ from trackside.models import (
     Job,
     JobSpec,
     JobState,
-    Outcome,
     Reason,
     Slot,
 )
@@ -29,10 +28,9 @@ from trackside.store import Change, Store
 from trackside_supervisor import breaker as breakers_
 from trackside_supervisor import parents
 from trackside_supervisor.crashpoints import here
-from trackside_supervisor.recovery import SELFTEST, Decision, Policy, decide
+from trackside_supervisor.recovery import BACKOFF_OVER, SELFTEST, Decision, Policy, decide
+from trackside_supervisor.watch import Loss
 
-BACKOFF_OVER: Final = "backoff over"
-PARENTS_SUCCEEDED: Final = "parents succeeded"
 FREE_SLOT: Final = "waits for a free slot"
 
 
@@ -60,14 +58,14 @@ class Actions:
         )
         self.breakers: dict[str, Breaker] = {}  # as last read or written, by slot
 
-    def assign(self, job: Job, slot: Slot) -> Job:
-        """Give a queued job's next attempt to a slot."""
+    def assign(self, job: Job, slot: Slot, inputs: dict[str, Any]) -> Job:
+        """Give a queued job's next attempt to a slot; `inputs` are what it was placed by."""
 
         def push(pipe: Pipeline, new: Job) -> None:
             self._queue.push(pipe, self._rq, new.id, new.attempt, slot.id)
 
         here("before assign")
-        assigned = self._store.assign(job.id, slot, push)
+        assigned = self._store.assign(job.id, slot, push, inputs=inputs)
         here("after assign")
         self._log.info("assigned", job=job.id, attempt=assigned.attempt, slot=assigned.slot)
         return assigned
@@ -95,13 +93,14 @@ class Actions:
             if not parents.waits(now_job):
                 return None
             if verdict.answer == "failed":
-                inputs = {"parent": verdict.parent, "parent_state": verdict.state and verdict.state.value}
+                state = verdict.state and verdict.state.value
+                inputs = {"parent": verdict.parent, "parent_state": state, **verdict.inputs}
                 return self._store.moved(
                     now_job, JobState.FAILED, now_ms, cause=parents.RULE, detail=verdict.detail, inputs=inputs
                 )
             if now_job.detail == FREE_SLOT:
                 return None
-            event = self._store.job_event(now_job, EventKind.NOTE, now_ms, cause=PARENTS_SUCCEEDED)
+            event = self._store.job_event(now_job, EventKind.NOTE, now_ms, cause=parents.SUCCEEDED, **verdict.inputs)
             return Change(job=replace(now_job, detail=FREE_SLOT), events=(event,))
 
         if verdict.answer == "ready" and job.detail == FREE_SLOT:
@@ -111,14 +110,16 @@ class Actions:
         here("after parents")
         return heeded
 
-    def end_lost(self, job: Job, attempt: Attempt, outcome: Outcome) -> Job:
+    def end_lost(self, job: Job, attempt: Attempt, loss: Loss) -> Job:
         """Close an attempt that nobody can report any more."""
         here("before discard")
         self._queue.discard(self._rq, job.id, attempt.number, attempt.slot)
         here("after discard")
-        ended = self._store.end_attempt(job.id, attempt.number, outcome)
+        ended = self._store.end_attempt(job.id, attempt.number, loss.outcome, rule=loss.rule, inputs=loss.inputs)
         here("after end")
-        self._log.warning("attempt_lost", job=job.id, attempt=attempt.number, slot=attempt.slot, detail=outcome.detail)
+        self._log.warning(
+            "attempt_lost", job=job.id, attempt=attempt.number, slot=attempt.slot, rule=loss.rule, **loss.inputs
+        )
         return ended
 
     def conclude(self, job: Job, attempt: Attempt, previous: Attempt | None) -> Job:
@@ -147,8 +148,11 @@ class Actions:
                 **fields,
             )  # fmt: skip
             progressed = bool(decision.inputs.get("progressed"))
-            after = breakers_.observe(before, job.id, reason, self._limits, now_ms, progressed=progressed)
-            return change if after == before else self._with_breaker(change, before, after, reason, now_ms)
+            limits = breakers_.drawn(self._limits, before)
+            after = breakers_.observe(before, job.id, reason, limits, now_ms, progressed=progressed)
+            happened = {"job": job.id, "reason": reason.value, "progressed": progressed}
+            inputs = breakers_.inputs(before, limits, now_ms, **happened)
+            return change if after == before else self._with_breaker(change, before, after, inputs)
 
         here("before conclude")
         concluded = self._store.change(job.id, turn)
@@ -161,13 +165,13 @@ class Actions:
             )  # fmt: skip
         return concluded
 
-    def _with_breaker(self, change: Change, old: Breaker, new: Breaker, reason: Reason, now_ms: int) -> Change:
+    def _with_breaker(self, change: Change, old: Breaker, new: Breaker, inputs: dict[str, Any]) -> Change:
         """The same change with the slot's breaker in its transaction, so that no end counts twice or not at all."""
         told = change.events
         if new.state is not old.state:
             event = self._store.slot_event(
-                new.slot, now_ms, cause=f"breaker {new.state}", job=change.job.id, reason=reason.value,
-                failed=list(new.failed or old.failed), openings=new.openings, until_ms=new.until_ms,
+                new.slot, inputs["now_ms"], cause=f"breaker {new.state}", job=change.job.id, reason=inputs["reason"],
+                failed=list(new.failed or old.failed), openings=new.openings, until_ms=new.until_ms, inputs=inputs,
             )  # fmt: skip
             told = (*told, event)
         return replace(change, events=told, also=lambda pipe: self._store.write_breaker(pipe, new))
@@ -183,27 +187,30 @@ class Actions:
             if breaker is None or slot.cordoned:
                 continue
             if breakers_.rested(breaker, now_ms):
-                sent.append(self._probe(breaker, slot))
+                sent.append(self._probe(breaker, slot, now_ms))
             elif breaker.state is BreakerState.PROBING and self._is_over(breaker.probe or ""):
-                again = breakers_.unanswered(breaker, self._limits, now_ms)
-                self._move(breaker, again, cause="self-test went away")
+                limits = breakers_.drawn(self._limits, breaker)
+                inputs = breakers_.inputs(breaker, limits, now_ms)
+                again = breakers_.unanswered(breaker, limits, now_ms)
+                self._move(breaker, again, cause=breakers_.WENT_AWAY, inputs=inputs)
         return sent
 
-    def _probe(self, breaker: Breaker, slot: Slot) -> Job:
+    def _probe(self, breaker: Breaker, slot: Slot, now_ms: int) -> Job:
         here("before probe")
         spec = JobSpec(program=SELFTEST, device=slot.kind, retries=0, slot=slot.id, priority="high")
         job = self._store.submit(breakers_.probe_id(breaker), "self-test", spec)
         here("after probe submitted")
-        self._move(breaker, breakers_.probing(breaker, job.id), cause="breaker probing", job=job.id)
+        inputs = breakers_.inputs(breaker, None, now_ms)
+        self._move(breaker, breakers_.probing(breaker, job.id), cause=breakers_.RESTED, job=job.id, inputs=inputs)
         here("after probe")
         return job
 
     def _is_over(self, job_id: str) -> bool:
         return all(job.state.terminal for job in self._store.jobs([job_id]))
 
-    def _move(self, old: Breaker, new: Breaker, *, cause: str, **data: Any) -> None:
+    def _move(self, old: Breaker, new: Breaker, *, cause: str, inputs: dict[str, Any], **data: Any) -> None:
         facts = {"openings": new.openings, "until_ms": new.until_ms, **data}
-        if self._store.move_breaker(old, new, cause=cause, **facts):
+        if self._store.move_breaker(old, new, cause=cause, inputs=inputs, **facts):
             self.breakers[new.slot] = new
             self._log.warning(cause.replace(" ", "_"), slot=new.slot, **facts)
 

@@ -6,13 +6,16 @@
 
 One job that crashes again and again says something about the job; different jobs that crash one after the other say
 something about the slot. Any success on it starts the count anew, and a crash after a newer checkpoint does not count.
+
+Each move is recorded with the breaker as it was before and what happened (`inputs`), so that `replay` makes it again.
+The rest is drawn before the move (`drawn`), so chance is one of the inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Final
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
 
 from trackside.models import Breaker, BreakerState, Reason
 
@@ -20,6 +23,9 @@ from trackside.models import Breaker, BreakerState, Reason
 CRASHES: Final = frozenset(
     {Reason.KILLED, Reason.CUDA_ERROR, Reason.GPU_LOST, Reason.STALLED, Reason.OOM_HOST, Reason.LOST}
 )
+
+RESTED: Final = "breaker probing"
+WENT_AWAY: Final = "self-test went away"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +65,35 @@ def probing(breaker: Breaker, probe: str) -> Breaker:
 def unanswered(breaker: Breaker, limits: Limits, now_ms: int) -> Breaker:
     """The breaker after a self-test that went away without an answer, as by somebody's cancel."""
     return replace(_open(breaker, limits, now_ms), openings=breaker.openings)
+
+
+def drawn(limits: Limits, breaker: Breaker) -> Limits:
+    """The same limits with the rest drawn that the breaker's next opening would get."""
+    rest_s = round(limits.rest_s(breaker.openings + 1), 3)
+    return replace(limits, rest_s=lambda _: rest_s)
+
+
+def inputs(before: Breaker, limits: Limits | None, now_ms: int, **happened: Any) -> dict[str, Any]:
+    """What a move is made again from; `happened`: the job, reason and progress of an end, nothing for a rest over."""
+    chance = {} if limits is None else {"after": limits.after, "rest_s": limits.rest_s(before.openings + 1)}
+    known = {name: value for name, value in asdict(before).items() if value not in (None, ())}
+    return {"before": known, "now_ms": now_ms, **chance, **happened}
+
+
+def replay(cause: str, recorded: Mapping[str, Any]) -> Breaker:
+    """The breaker after the move that these recorded inputs led to."""
+    known = recorded["before"]
+    before = Breaker(
+        **{**known, "state": BreakerState(known.get("state", "closed")), "failed": tuple(known.get("failed", ()))}
+    )
+    now_ms: int = recorded["now_ms"]
+    if cause == RESTED:
+        return probing(before, probe_id(before)) if rested(before, now_ms) else before
+    limits = Limits(after=recorded["after"], rest_s=lambda _: float(recorded["rest_s"]))
+    if cause == WENT_AWAY:
+        return unanswered(before, limits, now_ms)
+    reason, progressed = Reason(recorded["reason"]), bool(recorded.get("progressed"))
+    return observe(before, str(recorded["job"]), reason, limits, now_ms, progressed=progressed)
 
 
 def takes(breaker: Breaker | None, job: str) -> bool:

@@ -26,6 +26,7 @@ FINAL: Final = {
 MAX_ROLLBACKS: Final = 3  # in a row
 # Python errors that no second try mends.
 PERMANENT_ERRORS: Final = frozenset({"ImportError", "ModuleNotFoundError", "SyntaxError", "IndentationError"})
+BACKOFF_OVER: Final = "backoff over"  # the rule by which a waiting job is queued again
 # A slot's self-test is an attempt like any other, but its end is an answer: it is never tried again.
 SELFTEST: Final = Program(kind="module", target="trackside.selftest")
 

@@ -24,7 +24,7 @@ from trackside.errors import BusError, Conflict, NotFound, TracksideError
 from trackside.models import ACTIVE, Attempt, AttemptState, Beat, Job, JobState, Role
 from trackside.store import Store
 from trackside_supervisor import crashpoints, parents
-from trackside_supervisor.actions import Actions
+from trackside_supervisor.actions import FREE_SLOT, Actions
 from trackside_supervisor.crashpoints import here
 from trackside_supervisor.placement import free_slots, place
 from trackside_supervisor.watch import Limits, Sight, lost
@@ -188,10 +188,10 @@ class Supervisor:
         if job.slot is None and job.state not in ACTIVE:
             return job
         attempt = self._store.attempt(job.id, job.attempt)
-        outcome = lost(job, attempt, sight, self._limits)
-        if outcome is not None:
-            job = self._actions.end_lost(job, attempt, outcome)
-            attempt = replace(attempt, state=AttemptState.ENDED, outcome=outcome)
+        loss = lost(job, attempt, sight, self._limits)
+        if loss is not None:
+            job = self._actions.end_lost(job, attempt, loss)
+            attempt = replace(attempt, state=AttemptState.ENDED, outcome=loss.outcome)
         if attempt.state is AttemptState.ENDED:
             return self._actions.conclude(job, attempt, self._previous(attempt))
         return job
@@ -218,15 +218,15 @@ class Supervisor:
             for job in self._jobs.values()
             if job.state is JobState.QUEUED
             and job.slot is None
-            and not (parents.waits(job) and self._verdict(job).answer != "ready")
+            and (not parents.waits(job) or job.detail == FREE_SLOT)  # that its parents let it run is told first
         ]
         if not queued:
             return
         now = self._look()  # an end that was settled in this round may be that of a trainer which stops since
         alive = {name: beat for name, beat in now.beats.items() if now.deadlines.get(name, 0) >= now.now_ms}
         free = free_slots(self._store.slots(), self._jobs.values(), alive)
-        for job, slot in place(queued, free, self._actions.breakers):
-            self._jobs[job.id] = self._actions.assign(job, slot)
+        for job, slot, inputs in place(queued, free, self._actions.breakers):
+            self._jobs[job.id] = self._actions.assign(job, slot, inputs)
 
     def _retire(self) -> None:
         try:

@@ -120,11 +120,19 @@ def append_event(pipe: Pipeline, event: Event) -> None:
 
 def history(client: Client, job_id: str, *, after: str = "-") -> Iterator[tuple[str, Event]]:
     """A job's events, oldest first; one that cannot be read is left out."""
-    for entry, fields in _entries(client, keys.history(job_id), after, 500):
-        try:
-            yield entry, decode(Event, fields[_DATA])
-        except (DecodeError, KeyError):
-            continue
+    return _events(client, keys.history(job_id), after)
+
+
+def all_events(client: Client) -> Iterator[tuple[str, Event]]:
+    """The events of everything, oldest first, as far back as the stream goes; one that cannot be read is left out."""
+    return _events(client, keys.EVENTS, "-")
+
+
+def _events(client: Client, stream: str, after: str) -> Iterator[tuple[str, Event]]:
+    for entry, fields in _entries(client, stream, after, 500):
+        event = _decoded(Event, fields)
+        if event is not None:
+            yield entry, event
 
 
 def newest_event_id(client: Client) -> str:

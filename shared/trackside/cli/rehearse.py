@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from trackside import oracle, witness
 from trackside.cli.faults import Fault, Harm, Scene
+from trackside.cli.services import entry
 from trackside.cli.throwaway import Throwaway
 from trackside.errors import ServerError, TracksideError
 from trackside.models import Beat, EventKind, JobState, Role
@@ -141,12 +142,13 @@ def judge(system: Throwaway, fault: Fault, job_id: str, harm: Harm, base: Baseli
 
 
 def rules(system: Throwaway) -> Rules:
-    """The settings that the system runs under."""
+    """The settings that the system runs under, and the supervisor's own way to make its decisions again."""
     settings = system.settings
     return Rules(
         backoff_first_s=settings.backoff_first_s,
         backoff_max_s=settings.backoff_max_s,
         poison_after=settings.poison_after,
+        differs=entry("supervisor", "trackside.replays"),
     )
 
 

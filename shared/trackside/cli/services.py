@@ -111,16 +111,17 @@ def _serve(settings: Settings, name: str, **options: Any) -> int:
         # The password stays in its file, so that settings can be logged and passed on.
         url, password_file = without_password(url_of(settings, name)), settings.home / "secrets" / name
         settings = replace(settings, redis_url=url, redis_password_file=password_file)
-    serve = _entry(name)
+    serve = entry(name)
     known = inspect.signature(serve).parameters
     return int(serve(settings, **{key: value for key, value in options.items() if key in known}) or 0)
 
 
-def _entry(name: str) -> Any:
+def entry(name: str, group: str = _GROUP) -> Any:
+    """What a service offers at its entry point; raises TracksideError with what to install."""
     from importlib.metadata import entry_points
 
     install = f'pip install "trackside[{name}]"'
-    found = entry_points(group=_GROUP, name=name)
+    found = entry_points(group=group, name=name)
     if not found:
         raise TracksideError(f"the {name} is not installed: {install}")
     try:
