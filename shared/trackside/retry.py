@@ -7,13 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import TypeVar, cast
+from typing import Final, TypeVar, cast
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_random,
+    wait_random_exponential,
+)
 
 from trackside.errors import BusUnavailable
 
 T = TypeVar("T")
+# A connection that breaks says so in a moment; a server that is silent has cost its whole limit by then.
+_AT_ONCE_TRIES: Final = 6
+_AT_ONCE_LIMIT_S: Final = 0.3
+_AT_ONCE_WAIT_S: Final = 0.02
 
 
 def backoff_s(failures: int, *, first_s: float, max_s: float) -> float:
@@ -39,6 +50,17 @@ def until_reachable(act: Callable[[], T], *, limit_s: float) -> T:
         retry=retry_if_exception_type(BusUnavailable),
         wait=wait_random_exponential(multiplier=0.05, max=1.0),
         stop=stop_after_delay(limit_s),
+        reraise=True,
+    )
+    return policy(act)
+
+
+def at_once(act: Callable[[], T]) -> T:
+    """Repeat `act` a few times where the connection broke, with hardly a wait; what is slow to fail is not repeated."""
+    policy = Retrying(
+        retry=retry_if_exception_type(BusUnavailable),
+        wait=wait_random(0, _AT_ONCE_WAIT_S),
+        stop=stop_after_attempt(_AT_ONCE_TRIES) | stop_after_delay(_AT_ONCE_LIMIT_S),
         reraise=True,
     )
     return policy(act)

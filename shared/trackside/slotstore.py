@@ -47,10 +47,8 @@ class SlotStore:
         key = keys.slot(slot.id)
         for _ in range(TRIES):
             with self.client.pipeline() as pipe:
-                pipe.watch(key)
-                raw = cast(dict[bytes, bytes], pipe.hgetall(key))
+                raw, now = self.look(pipe, key, ("HGETALL", key))
                 cordoned = decode_fields(Slot, raw).cordoned if raw else slot.cordoned
-                now = now_ms(pipe)
                 record = replace(slot, registered_at_ms=now, cordoned=cordoned)
                 pipe.multi()
                 pipe.delete(key)
@@ -68,8 +66,8 @@ class SlotStore:
         key = keys.slot(slot_id)
         for _ in range(TRIES):
             with self.client.pipeline() as pipe:
-                pipe.watch(key)
-                cordoned = pipe.hget(key, "cordoned") == b"true"
+                (flag,) = pipe.look([key], ("HGET", key, "cordoned"))
+                cordoned = flag == b"true"
                 pipe.multi()
                 if not cordoned:
                     pipe.delete(key)
@@ -124,15 +122,11 @@ class SlotStore:
 
     def move_breaker(self, old: Breaker | None, new: Breaker, *, cause: str, **data: Any) -> bool:
         """Write a breaker that still is `old`, with its event; returns whether it was."""
+        key = keys.breaker(new.slot)
         with self.client.pipeline() as pipe:
-            if self._lease is not None:
-                self._lease.guard(pipe)
-            key = keys.breaker(new.slot)
-            pipe.watch(key)
-            raw = cast(dict[bytes, bytes], pipe.hgetall(key))
+            raw, now = self.look(pipe, key, ("HGETALL", key))
             if (decode_fields(Breaker, raw) if raw else None) != old:
                 return False
-            now = now_ms(pipe)
             pipe.multi()
             self.write_breaker(pipe, new)
             streams.append_event(pipe, self.slot_event(new.slot, now, cause=cause, **data))
@@ -141,6 +135,19 @@ class SlotStore:
             except WatchError:
                 return False
         return True
+
+    def look(self, pipe: Pipeline, key: str, *reads: tuple[str, ...]) -> list[Any]:
+        """Begin a change of `key`: what `reads` answer and the server's time in ms, in one round trip.
+
+        Raises Conflict where a lease is to be held and is not.
+        """
+        lease = self._lease
+        guard = () if lease is None else (lease.read,)
+        watched = (key,) if lease is None else (key, lease.read[1])
+        *answers, (seconds, micros) = pipe.look(watched, *guard, *reads, ("TIME",))
+        if lease is not None:
+            lease.guard(answers.pop(0))
+        return [*answers, seconds * 1000 + micros // 1000]
 
     def hashes(self, names: Iterable[str]) -> list[dict[bytes, bytes]]:
         """These hashes as they are, in one round trip."""

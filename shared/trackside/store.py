@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
 from trackside.bus import keys, streams
-from trackside.bus.client import Pipeline, WatchError, now_ms
+from trackside.bus.client import Pipeline, WatchError
 from trackside.codec import decode_fields, encode_fields
 from trackside.errors import Conflict, Fenced, IllegalTransition, InvalidJob, NotFound
 from trackside.models import (
@@ -27,6 +27,7 @@ from trackside.models import (
     Outcome,
     Slot,
 )
+from trackside.retry import at_once
 from trackside.slotstore import TRIES, SlotStore, decoded
 
 CHECKPOINTS_KEPT: Final = 10  # names on the record; the run decides how many directories it keeps
@@ -69,10 +70,7 @@ class Store(SlotStore):
 
     def attempt(self, job_id: str, number: int) -> Attempt:
         """The attempt's record; raises NotFound."""
-        raw = cast(dict[bytes, bytes], self.client.hgetall(keys.attempt(job_id, number)))
-        if not raw:
-            raise NotFound(f"job {job_id!r} has no attempt {number}", job=job_id, attempt=number)
-        return decode_fields(Attempt, raw)
+        return _attempt(job_id, number, cast(dict[bytes, bytes], self.client.hgetall(keys.attempt(job_id, number))))
 
     def attempts(self, job: Job) -> list[Attempt]:
         """All attempts of a job, first to newest."""
@@ -104,16 +102,15 @@ class Store(SlotStore):
         key = keys.job(job_id)
         for _ in range(TRIES):
             with self.client.pipeline() as pipe:
-                pipe.watch(key)
-                raw = cast(dict[bytes, bytes], pipe.hgetall(key))
+                parents = [("EXISTS", keys.job(parent)) for parent in spec.after]
+                raw, *there, now = self.look(pipe, key, ("HGETALL", key), *parents)
                 if raw:
                     return decode_fields(Job, raw)
-                for parent in spec.after:
-                    if not pipe.exists(keys.job(parent)):
+                for parent, found in zip(spec.after, there, strict=True):
+                    if not found:
                         raise NotFound(
                             f"no job {parent!r} to wait for: `trackside ls --all` lists the jobs", job=parent
                         )
-                now = now_ms(pipe)
                 job = Job(
                     id=job_id, name=name, state=JobState.QUEUED, spec=spec, created_at_ms=now, changed_at_ms=now,
                     detail=_waits(spec), checkpoints=checkpoints,
@@ -164,13 +161,12 @@ class Store(SlotStore):
     def refuse_pause(self, job_id: str, number: int, why: str) -> Job:
         """Its worker says that the running attempt cannot pause: the job runs on."""
 
-        def decide(job: Job, now: int) -> Change | None:
-            self._current(job, number)
+        def decide(job: Job, attempt: Attempt, now: int) -> Change | None:
             if job.state is not JobState.PAUSING:
                 return None
             return self.moved(job, JobState.RUNNING, now, cause="pause refused", detail=why)
 
-        return self.change(job_id, decide)
+        return self._change_attempt(job_id, number, decide)
 
     def resume(self, job_id: str, checkpoint: str | None = None) -> Job:
         """Let a paused job go on under the same id: from its newest checkpoint, or back at an accepted one.
@@ -253,8 +249,7 @@ class Store(SlotStore):
     def claim(self, job_id: str, number: int, *, worker_pid: int) -> Job:
         """The slot's worker takes its attempt: the job runs. Raises Fenced if the attempt is not to run."""
 
-        def decide(job: Job, now: int) -> Change | None:
-            attempt = self._current(job, number)
+        def decide(job: Job, attempt: Attempt, now: int) -> Change | None:
             if attempt.state is AttemptState.RUNNING and attempt.worker_pid == worker_pid:
                 return None
             if attempt.state is not AttemptState.ASSIGNED or job.state.terminal:
@@ -267,26 +262,24 @@ class Store(SlotStore):
             change = self.moved(job, JobState.RUNNING, now, cause="worker claimed it", detail=None, **changes)
             return replace(change, attempt=started, events=(event, *change.events))
 
-        return self.change(job_id, decide)
+        return self._change_attempt(job_id, number, decide)
 
     def note_attempt(self, job_id: str, number: int, kind: EventKind, cause: str, **facts: Any) -> Job:
         """Record facts of a running attempt (pid, resumed_from, total_steps, ...) and tell them as an event."""
 
-        def decide(job: Job, now: int) -> Change | None:
-            attempt = self._current(job, number)
+        def decide(job: Job, attempt: Attempt, now: int) -> Change | None:
             if attempt.state is AttemptState.ENDED:
                 raise Fenced(f"attempt {number} of {job_id!r} has ended already")
             known = {name: value for name, value in facts.items() if name in Attempt.__dataclass_fields__}
             event = self.job_event(job, kind, now, cause=cause, **facts)
             return Change(job=job, attempt=replace(attempt, **known), events=(event,))
 
-        return self.change(job_id, decide)
+        return self._change_attempt(job_id, number, decide)
 
     def accept_checkpoint(self, job_id: str, number: int, checkpoint: CheckpointRef) -> Job:
         """Make a written checkpoint the one to resume from; a newer one restores the retry budget."""
 
-        def decide(job: Job, now: int) -> Change | None:
-            attempt = self._current(job, number)
+        def decide(job: Job, attempt: Attempt, now: int) -> Change | None:
             if any(known.name == checkpoint.name and known.job is None for known in job.checkpoints):
                 return None
             if attempt.state is AttemptState.ENDED:
@@ -305,7 +298,7 @@ class Store(SlotStore):
             event = self.job_event(job, EventKind.CHECKPOINT, now, **facts)
             return Change(job=new, attempt=attempt, events=(event,))
 
-        return self.change(job_id, decide)
+        return self._change_attempt(job_id, number, decide)
 
     def end_attempt(self, job_id: str, number: int, outcome: Outcome, **facts: Any) -> Job:
         """Close an attempt with its one reason and free its slot; the supervisor decides what comes of the job.
@@ -313,8 +306,7 @@ class Store(SlotStore):
         Ended already: does nothing. A newer attempt is open: raises Fenced. `facts` are told with the event.
         """
 
-        def decide(job: Job, now: int) -> Change | None:
-            attempt = self._current(job, number)
+        def decide(job: Job, attempt: Attempt, now: int) -> Change | None:
             if attempt.state is AttemptState.ENDED:
                 return None
             ran = now - attempt.started_at_ms if attempt.started_at_ms is not None else 0
@@ -331,7 +323,7 @@ class Store(SlotStore):
             event = self.job_event(job, EventKind.ENDED, now, cause=outcome.reason.value, **told, **facts)
             return Change(job=new, attempt=ended, events=(event,))
 
-        return self.change(job_id, decide)
+        return self._change_attempt(job_id, number, decide)
 
     # -- the one way to change a job -------------------------------------------------------------------------------
 
@@ -340,17 +332,32 @@ class Store(SlotStore):
 
         `decide` may run several times, so it must only look. Raises NotFound, or what `decide` raises.
         """
+        return at_once(lambda: self._change(job_id, None, lambda job, _, now: decide(job, now)))
+
+    def _change_attempt(self, job_id: str, number: int, decide: Callable[[Job, Attempt, int], Change | None]) -> Job:
+        """`change` for the holder of an attempt: raises Fenced when it is not the job's newest."""
+
+        def turn(job: Job, raw: dict[bytes, bytes], now: int) -> Change | None:
+            if job.attempt != number:
+                raise Fenced(
+                    f"attempt {number} of {job_id!r} is fenced: attempt {job.attempt} owns the job", job=job_id
+                )
+            return decide(job, _attempt(job_id, number, raw), now)
+
+        return at_once(lambda: self._change(job_id, number, turn))
+
+    def _change(
+        self, job_id: str, number: int | None, decide: Callable[[Job, dict[bytes, bytes], int], Change | None]
+    ) -> Job:
         key = keys.job(job_id)
+        reads = [("HGETALL", key), *([("HGETALL", keys.attempt(job_id, number))] if number is not None else [])]
         for _ in range(TRIES):
             with self.client.pipeline() as pipe:
-                if self._lease is not None:
-                    self._lease.guard(pipe)
-                pipe.watch(key)
-                raw = cast(dict[bytes, bytes], pipe.hgetall(key))
+                raw, *more, now = self.look(pipe, key, *reads)
                 if not raw:
                     raise NotFound(f"no job {job_id!r}: `trackside ls` lists the jobs", job=job_id)
                 job = decode_fields(Job, raw)
-                change = decide(job, now_ms(pipe))
+                change = decide(job, more[0] if more else {}, now)
                 if change is None:
                     return job
                 pipe.multi()
@@ -387,11 +394,6 @@ class Store(SlotStore):
         )  # fmt: skip
         return Change(job=new, events=(event,))
 
-    def _current(self, job: Job, number: int) -> Attempt:
-        if job.attempt != number:
-            raise Fenced(f"attempt {number} of {job.id!r} is fenced: attempt {job.attempt} owns the job", job=job.id)
-        return self.attempt(job.id, number)
-
     def job_event(self, job: Job, kind: EventKind, now: int, *, cause: str | None = None, **data: Any) -> Event:
         """An event about a job's newest attempt."""
         facts = {name: value for name, value in data.items() if value is not None}
@@ -412,6 +414,12 @@ class Store(SlotStore):
             streams.append_event(pipe, event)
         if change.also is not None:
             change.also(pipe)
+
+
+def _attempt(job_id: str, number: int, raw: dict[bytes, bytes]) -> Attempt:
+    if not raw:
+        raise NotFound(f"job {job_id!r} has no attempt {number}", job=job_id, attempt=number)
+    return decode_fields(Attempt, raw)
 
 
 def _waits(spec: JobSpec, job: Job | None = None) -> str:

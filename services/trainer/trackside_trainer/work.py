@@ -118,9 +118,11 @@ class Work:
             self._lock.touch()
             if self._bus.wait_s() == 0:  # a turn that is not taken is not spent: on a bad line each one counts
                 self._next_beat_s = now_s + self._settings.beat_s
-                self._bus.call(self._beat)
+                if not self._bus.call(self._beat):
+                    self._next_beat_s = 0.0  # it is what is due first once the bus answers
+                self._bus.call(self._keep_rq_books)
 
-    def _beat(self) -> None:
+    def _beat(self) -> bool:
         run = self._run
         vitals: dict[str, Any] = run.vitals() if run is not None else {}
         beat = Beat(
@@ -136,9 +138,14 @@ class Work:
             stopping=self._stopping,
             **vitals,
         )
-        beats.publish(self._client, beat, self._settings.beat_ttl_s)
+        # RQ's own heartbeat goes the same way: on a bad line each round trip counts.
+        beats.publish(
+            self._client, beat, self._settings.beat_ttl_s, also=lambda pipe: self._rq.heartbeat(pipeline=pipe)
+        )
+        return True
+
+    def _keep_rq_books(self) -> None:
         with bus_errors():
-            self._rq.heartbeat()
             if not self._alone:
                 self._rq.forget_others()
                 self._alone = True

@@ -6,24 +6,45 @@ events, which come late when many keys have a TTL.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import cast
+from typing import Final, cast
 
 from trackside.bus import keys
-from trackside.bus.client import Client, now_ms
+from trackside.bus.client import Client, Pipeline, now_ms
 from trackside.codec import decode, encode
 from trackside.errors import DecodeError
 from trackside.models import Beat, Role
+from trackside.retry import at_once
+
+_CLOCK_SLACK_MS: Final = 500  # a slow line's delay is less; a server that was moved or set shows more
 
 
-def publish(client: Client, beat: Beat, ttl_s: float) -> None:
-    """Write a beat and move its deadline to `ttl_s` from now."""
+def publish(client: Client, beat: Beat, ttl_s: float, also: Callable[[Pipeline], None] = lambda _: None) -> None:
+    """Write a beat and move its deadline to `ttl_s` from now; `also` puts more on the same way.
+
+    One round trip: what the server's clock says now is reckoned from its last answer, since a slow or breaking line
+    may not carry two. If the answer shows that this was wrong, the beat is written once more.
+    """
     ttl_ms = int(ttl_s * 1000)
-    now = now_ms(client)
-    with client.pipeline(transaction=False) as pipe:
-        pipe.set(keys.beat(beat.role, beat.name), encode(replace(beat, at_ms=now)), px=ttl_ms)
-        pipe.zadd(keys.DEADLINES, {keys.deadline_member(beat.role, beat.name): now + ttl_ms})
-        pipe.execute()
+    if client.server_ahead_ms is None:
+        client.server_ahead_ms = now_ms(client) - _since_boot_ms()
+
+    def write() -> int:
+        reckoned = _since_boot_ms() + (client.server_ahead_ms or 0)
+        with client.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.set(keys.beat(beat.role, beat.name), encode(replace(beat, at_ms=reckoned)), px=ttl_ms)
+            pipe.zadd(keys.DEADLINES, {keys.deadline_member(beat.role, beat.name): reckoned + ttl_ms})
+            also(pipe)
+            (seconds, micros), *_ = pipe.execute()
+        told = int(seconds) * 1000 + int(micros) // 1000
+        client.server_ahead_ms = told - _since_boot_ms()
+        return abs(told - reckoned)
+
+    if at_once(write) > _CLOCK_SLACK_MS:
+        at_once(write)
 
 
 def retire(client: Client, role: Role, name: str) -> None:
@@ -62,3 +83,8 @@ def _decoded(raw: bytes | None) -> Beat | None:
         return None if raw is None else decode(Beat, raw)
     except DecodeError:
         return None
+
+
+def _since_boot_ms() -> int:
+    """A clock that no one sets, and that goes on while the machine sleeps."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000

@@ -3,27 +3,39 @@
 redis-py's defaults (5 s, ten tries of every command) stall for most of a minute when a server freezes, and send a
 write again whose reply was lost. Here a command gets one try and a short limit; whoever calls knows what is safe to
 repeat. Errors of the connection come out as BusUnavailable, refusals as BusDenied.
+
+On a bad line every round trip is a risk, so there are few: a connection greets in one (redis-py's own greeting takes
+four), a change looks in one and writes in another, and a read that a broken connection cost is asked again at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final, cast
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.client import Pipeline as RedisPipeline
+from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
 from trackside.config import Settings
 from trackside.errors import BusDenied, BusError, BusUnavailable, ConfigurationError
+from trackside.retry import at_once
 
 WatchError = redis.WatchError
 ResponseError = redis.ResponseError
 CONNECT_LIMIT_S: Final = 1.0
 COMMAND_LIMIT_S: Final = 2.0  # longer than any block we ask for, shorter than a heartbeat's TTL
+_AWAY: Final = (redis.ConnectionError, redis.TimeoutError, OSError)
+# Asked again at once when the connection breaks: whatever changes nothing.
+_READS: Final = frozenset({
+    *("EXISTS", "GET", "HGET", "HGETALL", "LLEN", "LRANGE", "MGET", "SMEMBERS", "TIME", "XRANGE", "XREAD", "XREVRANGE"),
+    *("ZCARD", "ZRANGE", "ZREVRANGE", "ZSCORE"),
+})  # fmt: skip
 
 
 @contextmanager
@@ -39,7 +51,7 @@ def bus_errors() -> Iterator[None]:
         ) from error
     except redis.exceptions.BusyLoadingError as error:
         raise BusUnavailable("the server is still loading its data; wait a moment and try again") from error
-    except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+    except _AWAY as error:
         raise BusUnavailable(f"no answer from the server: {error}; is `trackside up` running?") from error
     except redis.exceptions.OutOfMemoryError as error:
         raise BusUnavailable(f"the server is out of memory: {error}; raise its maxmemory or remove old jobs") from error
@@ -57,8 +69,43 @@ class Pipeline(RedisPipeline):
     """A pipeline whose errors are ours."""
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
+        stack = list(self.command_stack)
+        if cast(Any, self).transaction or self.watching or any(args[0] not in _READS for args, _ in stack):
+            return self._execute(raise_on_error)
+
+        def read() -> list[Any]:
+            self.command_stack = list(stack)  # redis-py empties it with each try
+            return self._execute(raise_on_error)
+
+        return at_once(read)
+
+    def _execute(self, raise_on_error: bool) -> list[Any]:
         with bus_errors():
             return super().execute(raise_on_error)
+
+    def look(self, watched: Sequence[str], *reads: tuple[str, ...]) -> list[Any]:
+        """WATCH these keys and read under it, in one round trip: the answers to `reads`."""
+        commands = [("WATCH", *watched), *reads]
+        with bus_errors():
+            connection: Any = self.connection or self.connection_pool.get_connection()
+            self.connection = connection
+            try:
+                connection.send_packed_command(connection.pack_commands(commands))
+                answers = [self._answer(connection, command[0]) for command in commands]
+            except _AWAY:
+                self.watching = False
+                connection.disconnect()
+                raise
+            for answer in answers:
+                if isinstance(answer, Exception):
+                    raise answer
+        return answers[1:]
+
+    def _answer(self, connection: Any, command: str) -> Any:
+        try:
+            return self.parse_response(connection, command)  # type: ignore[no-untyped-call]  # redis-py's own
+        except redis.ResponseError as error:  # the answers behind it are still to be read
+            return error
 
     def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
         try:
@@ -68,6 +115,19 @@ class Pipeline(RedisPipeline):
             # redis-py says so of a connection that breaks between WATCH and EXEC: no other writer won, nobody answers.
             raise BusUnavailable(f"the connection broke in the middle of a change: {error}; try again") from error
 
+    def reset(self) -> None:  # type: ignore[override]  # redis-py's own differs from its base in the same way
+        """Let go of the connection; whatever happens to it, the caller's own result stands."""
+        connection: Any = self.connection
+        if self.watching and connection is not None:
+            try:
+                with bus_errors():
+                    connection.send_command("UNWATCH")
+                    connection.read_response()
+            except (BusError, redis.ResponseError):
+                connection.disconnect()  # which forgets what was watched, too
+            self.watching = False
+        super().reset()
+
     def __enter__(self) -> Pipeline:
         return self
 
@@ -76,11 +136,17 @@ class Pipeline(RedisPipeline):
 
 
 class Client(redis.Redis):
-    """A Redis client whose errors are ours, and which never repeats a command by itself."""
+    """A Redis client whose errors are ours, and which repeats nothing but what only reads."""
+
+    # The server's clock less this host's time since boot, as the last answer said that told it.
+    server_ahead_ms: int | None = None
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        with bus_errors():
-            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]  # redis-py's own
+        def ask() -> Any:
+            with bus_errors():
+                return super(Client, self).execute_command(*args, **options)  # type: ignore[no-untyped-call]  # redis-py's own
+
+        return at_once(ask) if args[0] in _READS else ask()
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
         return Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
@@ -121,20 +187,35 @@ def without_password(url: str) -> str:
 def connect(url: str, *, name: str | None = None, command_limit_s: float = COMMAND_LIMIT_S) -> Client:
     """A client for `url` (redis://, rediss:// or unix://); opens no connection yet."""
     try:
-        return cast(
-            Client,
-            Client.from_url(
-                url,
-                socket_timeout=command_limit_s,
-                socket_connect_timeout=CONNECT_LIMIT_S,
-                retry=Retry(NoBackoff(), 0),
-                client_name=name,
-            ),
-        )
+        return cast(Client, Client.from_url(url, **options(name, command_limit_s)))
     except ValueError as error:
         raise ConfigurationError(
             f"TRACKSIDE_REDIS_URL cannot be used: {error}", setting="TRACKSIDE_REDIS_URL"
         ) from error
+
+
+def options(name: str | None, command_limit_s: float) -> dict[str, Any]:
+    """What every connection of ours is opened with, RQ's own too."""
+    return {
+        "socket_timeout": command_limit_s,
+        "socket_connect_timeout": CONNECT_LIMIT_S,
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 3,
+        "redis_connect_func": partial(_greet, name),
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+    }
+
+
+def _greet(name: str | None, connection: Any) -> None:
+    """Log in, say who we are and choose the database, in one round trip."""
+    connection._parser.on_connect(connection)
+    auth = ("AUTH", connection.username or "default", connection.password) if connection.password else ()
+    commands: list[tuple[Any, ...]] = [("HELLO", 3, *auth, *(("SETNAME", name) if name else ()))]
+    if connection.db:
+        commands.append(("SELECT", connection.db))
+    connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+    for _ in commands:
+        connection.handshake_metadata = connection.read_response()
 
 
 def now_ms(client: Client | Pipeline) -> int:

@@ -12,15 +12,20 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
-from typing import cast
+from typing import Final
 
 from trackside.bus import keys
-from trackside.bus.client import Client, Pipeline, WatchError
+from trackside.bus.client import Client, WatchError
 from trackside.errors import Conflict
+from trackside.retry import at_once
+
+_TRIES: Final = 2  # a connection that breaks in the write looks like another writer
 
 
 class Lease:
     """The leader's lease as one process holds it, or tries to."""
+
+    read: Final = ("GET", keys.LEADER)
 
     def __init__(self, client: Client, owner: str, ttl_s: float) -> None:
         self._client = client
@@ -30,34 +35,36 @@ class Lease:
 
     def hold(self) -> bool:
         """Take the lease if it is free, renew it if it is ours; returns whether it is ours now."""
+        self.held = any(at_once(self._hold) for _ in range(_TRIES))
+        return self.held
+
+    def _hold(self) -> bool:
         with self._client.pipeline() as pipe:
-            pipe.watch(keys.LEADER)
-            owner = cast(bytes | None, pipe.get(keys.LEADER))
+            (owner,) = pipe.look([keys.LEADER], self.read)
             if owner not in (None, self._token) and not _holder_is_gone(owner):
-                self.held = False
                 return False
             pipe.multi()
             pipe.set(keys.LEADER, self._token, px=self._ttl_ms)
             try:
                 pipe.execute()
             except WatchError:
-                self.held = False
                 return False
-        self.held = True
         return True
 
-    def guard(self, pipe: Pipeline) -> None:
-        """Make `pipe`'s transaction valid only while the lease is ours; raises Conflict if it is not."""
-        pipe.watch(keys.LEADER)
-        if pipe.get(keys.LEADER) != self._token:
+    def guard(self, owner: bytes | None) -> None:
+        """Raise Conflict unless `owner`, the answer to `read` in a transaction that watches the key, is this process.
+
+        The transaction is then valid only while the lease is ours.
+        """
+        if owner != self._token:
             self.held = False
             raise Conflict("another supervisor leads now; this one goes on watching")
 
     def release(self) -> None:
         """Give the lease back at an orderly stop, so that the next leader need not wait."""
         with self._client.pipeline() as pipe:
-            pipe.watch(keys.LEADER)
-            if pipe.get(keys.LEADER) == self._token:
+            (owner,) = pipe.look([keys.LEADER], self.read)
+            if owner == self._token:
                 pipe.multi()
                 pipe.delete(keys.LEADER)
                 try:

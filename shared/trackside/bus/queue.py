@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from typing import Any, Final, cast
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 from rq.exceptions import DeserializationError, NoSuchJobError
 from rq.executions import Execution, ExecutionRegistry
 from rq.job import Job as RQJob
@@ -23,7 +21,7 @@ from rq.queue import Queue as RQQueue
 from rq.serializers import JSONSerializer
 
 from trackside.bus import keys
-from trackside.bus.client import CONNECT_LIMIT_S, Client, Pipeline, bus_errors
+from trackside.bus.client import Client, Pipeline, bus_errors, options
 from trackside.ids import rq_job_id
 
 __all__ = ["FUNCTION", "AttemptJob", "AttemptQueue", "discard", "push", "queued", "rq_client"]
@@ -95,13 +93,7 @@ class AttemptQueue(RQQueue):
 
 def rq_client(url: str, *, name: str | None = None, command_limit_s: float = 2.0) -> redis.Redis:
     """A client for RQ alone: RQ changes the timeouts of the pool it is handed, and expects redis-py's errors."""
-    client: redis.Redis = redis.Redis.from_url(
-        url,
-        socket_timeout=command_limit_s,
-        socket_connect_timeout=CONNECT_LIMIT_S,
-        retry=Retry(NoBackoff(), 0),
-        client_name=name,
-    )
+    client: redis.Redis = redis.Redis.from_url(url, **options(name, command_limit_s))
     return client
 
 
