@@ -14,6 +14,7 @@ import select
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -98,7 +99,9 @@ class Attempt:
         return code
 
     def kill(self) -> None:
-        os.killpg(self.pid, signal.SIGKILL)
+        os.kill(self.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # right after the fork it has no session yet
+            os.killpg(self.pid, signal.SIGKILL)
 
 
 class Job:

@@ -3,9 +3,10 @@
 How one comes to be:
     1. files are written into `.<name>.tmp-<pid>`, hashed on the way, each flushed to the disk;
     2. `manifest.json` with the size and SHA-256 of every file is written and flushed;
-    3. the directory is flushed, renamed to `step-<step>-a<attempt>`, and its parent flushed.
-A kill at any byte leaves either a hidden directory that the next start removes, or a whole checkpoint. The attempt is
-part of the name, so that an attempt that was overtaken can never write over its successor's.
+    3. the directory is flushed, renamed to `step-<step>-a<attempt>`, and its parent flushed; with the first one, the
+       folders above too, since whoever made them did not.
+A kill at any byte, or a power cut, leaves either a hidden directory that the next start removes, or a whole checkpoint.
+The attempt is part of the name, so that an attempt that was overtaken can never write over its successor's.
 """
 
 from __future__ import annotations
@@ -96,6 +97,7 @@ class CheckpointStore:
         self.root = root
         self.attempt = attempt
         self._proved: set[str] = set()  # names that this process wrote or verified
+        self._rooted = False  # whether a power cut can no longer take the folder itself
         root.mkdir(parents=True, exist_ok=True)
         self._remove_unfinished()
 
@@ -125,6 +127,7 @@ class CheckpointStore:
             _sync_directory(aside)
             aside.rename(target)
             _sync_directory(self.root)
+            self._root()
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
@@ -226,6 +229,19 @@ class CheckpointStore:
         except CheckpointDamaged:
             return False
         return True
+
+    def _root(self) -> None:
+        """Flush the names of the folder and of those above it, as far as its file system goes."""
+        if self._rooted:
+            return
+        root = self.root.absolute()
+        device = root.stat().st_dev
+        for folder in root.parents:
+            with suppress(OSError):  # one that may not be read was not made for this job
+                if folder.stat().st_dev != device:
+                    break
+                _sync_directory(folder)
+        self._rooted = True
 
     def _remove_unfinished(self) -> None:
         for path in self.root.iterdir():
