@@ -61,6 +61,7 @@ class Settings:
     restart_intensity: int = 5  # restarts of one process within restart_period_s before backoff grows to its cap
     restart_period_s: float = 60.0
     sample_s: float = 2.0  # GPU and process samples
+    gpu_free_wait_s: float = 30.0  # for a GPU's memory after an attempt; then its slot is quarantined until it is back
     ship_s: float = 0.05  # journal and output go to the bus at most this often under load
 
     snapshot_max_bytes: int = 16 * 1024 * 1024

@@ -231,6 +231,9 @@ class Slot:
     gpu_memory_mib: int | None = None
     registered_at_ms: int = 0
     cordoned: bool = False
+    cordon_reason: str | None = None  # where an agent cordoned it, since its GPU is broken
+    blocked: str | None = None  # why its GPU can take no job at the moment; None: it can
+    throttled: str | None = None  # why its GPU runs more slowly than it could
 
 
 class BreakerState(StrEnum):

@@ -48,8 +48,8 @@ class SlotStore:
         for _ in range(TRIES):
             with self.client.pipeline() as pipe:
                 raw, now = self.look(pipe, key, ("HGETALL", key))
-                cordoned = decode_fields(Slot, raw).cordoned if raw else slot.cordoned
-                record = replace(slot, registered_at_ms=now, cordoned=cordoned)
+                known = decode_fields(Slot, raw) if raw else slot
+                record = replace(slot, registered_at_ms=now, cordoned=known.cordoned, cordon_reason=known.cordon_reason)
                 pipe.multi()
                 pipe.delete(key)
                 pipe.hset(key, mapping=cast(Any, encode_fields(record)))
@@ -78,10 +78,10 @@ class SlotStore:
                     continue
                 return
 
-    def cordon(self, slot_id: str, *, cordoned: bool) -> Slot:
+    def cordon(self, slot_id: str, *, cordoned: bool, why: str | None = None) -> Slot:
         """Take a slot out of service for new work, or put it back, which also closes its breaker; asked again: nothing.
 
-        What runs on it is not touched. Raises NotFound.
+        What runs on it is not touched. `why`: of an agent that does it for a broken GPU. Raises NotFound.
         """
         key = keys.slot(slot_id)
         for _ in range(TRIES):
@@ -95,18 +95,48 @@ class SlotStore:
                 if slot.cordoned is cordoned and not broken:
                     return slot
                 now = now_ms(pipe)
-                new = replace(slot, cordoned=cordoned)
+                new = replace(slot, cordoned=cordoned, cordon_reason=why)
                 cause = "cordoned" if cordoned else "uncordoned"
                 pipe.multi()
                 pipe.hset(key, mapping=cast(Any, encode_fields(new)))
+                if why is None:
+                    pipe.hdel(key, "cordon_reason")
                 if broken:
                     pipe.delete(keys.breaker(slot_id))
-                streams.append_event(pipe, self.slot_event(slot_id, now, cause=cause))
+                streams.append_event(pipe, self.slot_event(slot_id, now, cause=cause, why=why))
                 try:
                     pipe.execute()
                 except WatchError:
                     continue
                 return new
+        raise Conflict(f"slot {slot_id!r} is being written by others without a pause: try again", slot=slot_id)
+
+    def tell_gpu(
+        self, slot_id: str, *, blocked: str | None, throttled: str | None, events: Iterable[tuple[str, dict[str, Any]]]
+    ) -> None:
+        """Write what is wrong with a slot's GPU, and the events about it (cause and data); of no such slot: nothing.
+
+        The fields have one writer, the slot's agent, and what people set on the slot is not touched.
+        """
+        key = keys.slot(slot_id)
+        for _ in range(TRIES):
+            with self.client.pipeline() as pipe:
+                exists, now = self.look(pipe, key, ("EXISTS", key))
+                if not exists:
+                    return
+                pipe.multi()
+                for name, words in (("blocked", blocked), ("throttled", throttled)):
+                    if words is None:
+                        pipe.hdel(key, name)
+                    else:
+                        pipe.hset(key, name, words)
+                for cause, data in events:
+                    streams.append_event(pipe, self.slot_event(slot_id, now, cause=cause, **data))
+                try:
+                    pipe.execute()
+                except WatchError:
+                    continue
+                return
         raise Conflict(f"slot {slot_id!r} is being written by others without a pause: try again", slot=slot_id)
 
     def slot_event(self, slot_id: str, now: int, *, cause: str, **data: Any) -> Event:

@@ -211,7 +211,10 @@ def _obstacle(job: Job, slot: Slot, breaker: Breaker | None, beats: Mapping[str,
     if beat is None:
         return "is silent: its worker is not heard"
     if slot.cordoned:
-        return f"is cordoned: `trackside uncordon {slot.id}` puts it back"
+        why = f" ({slot.cordon_reason})" if slot.cordon_reason else ""
+        return f"is cordoned{why}: `trackside uncordon {slot.id}` puts it back"
+    if slot.blocked is not None and beat.job is None:
+        return f"is blocked: {slot.blocked}"
     if breaker is not None and breaker.state is not BreakerState.CLOSED:
         return f"rests, since {len(breaker.failed)} different jobs crashed on it"
     if beat.stopping or (agent is not None and agent.stopping):

@@ -67,9 +67,10 @@ class Placed(NamedTuple):
 
 
 def free_slots(slots: Iterable[Slot], jobs: Iterable[Job], beats: Mapping[str, Beat | None]) -> list[Slot]:
-    """Slots with a living worker, in service, and given to no job."""
+    """Slots with a living worker, in service, given to no job, and on a GPU slot with a GPU that is free."""
     taken = {job.slot for job in jobs if job.slot is not None}
-    return [slot for slot in slots if slot.id not in taken and not slot.cordoned and _serves(slot, beats)]
+    open_ = (slot for slot in slots if not slot.cordoned and slot.blocked is None)
+    return [slot for slot in open_ if slot.id not in taken and _serves(slot, beats)]
 
 
 def place(jobs: Iterable[Job], free: Iterable[Slot], breakers: Mapping[str, Breaker] | None = None) -> list[Placed]:
