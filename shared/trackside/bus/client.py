@@ -200,7 +200,7 @@ def options(name: str | None, command_limit_s: float) -> dict[str, Any]:
         "socket_timeout": command_limit_s,
         "socket_connect_timeout": CONNECT_LIMIT_S,
         "retry": Retry(NoBackoff(), 0),
-        "protocol": 3,
+        "protocol": 2,  # its answers have one shape in every redis-py
         "redis_connect_func": partial(_greet, name),
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
     }
@@ -210,7 +210,7 @@ def _greet(name: str | None, connection: Any) -> None:
     """Log in, say who we are and choose the database, in one round trip."""
     connection._parser.on_connect(connection)
     auth = ("AUTH", connection.username or "default", connection.password) if connection.password else ()
-    commands: list[tuple[Any, ...]] = [("HELLO", 3, *auth, *(("SETNAME", name) if name else ()))]
+    commands: list[tuple[Any, ...]] = [("HELLO", 2, *auth, *(("SETNAME", name) if name else ()))]
     if connection.db:
         commands.append(("SELECT", connection.db))
     connection.send_packed_command(connection.pack_commands(commands), check_health=False)
