@@ -23,7 +23,7 @@ from trackside.models import (
     Slot,
 )
 
-# Every rule by which the supervisor moves a job, and why it is one.
+# Every rule by which the supervisor decides about a job, and why it is one.
 RULES: Final = {
     "succeeded": "the program finished",
     "cancelled": "somebody asked for it",
@@ -45,6 +45,12 @@ RULES: Final = {
     "retry with backoff": "the attempt brought nothing new; the wait is drawn at random and grows each time",
     "backoff over": "it has waited as long as was drawn",
     "parent did not succeed": "a job that it was to run after failed, was cancelled or is gone",
+    "parents succeeded": "every job that it was to run after has succeeded",
+    "slot free": "it was the first in line that the slot fits: by priority, then age",
+    "silent host": "its worker was not heard for longer than the limit and a margin, so its host is taken for lost",
+    "worker gone": "its worker has left, and nobody reported the attempt's end",
+    "never claimed": "its worker lives, and did not take it in time",
+    "worker replaced": "another worker serves the slot, and nobody reported the attempt's end",
 }
 # Those that use up a retry.
 COUNTED: Final = frozenset(
@@ -90,7 +96,7 @@ def _sentence(job: Job, event: Event, attempt: Attempt | None, saved: list[int])
         case EventKind.SUBMITTED:
             return _submitted(job, event)
         case EventKind.ASSIGNED:
-            return f"attempt {event.attempt} was given to {data.get('slot', 'a slot')}"
+            return _given(event)
         case EventKind.RESTORED:
             return f"attempt {event.attempt} goes on after step {data.get('resumed_step')} ({data.get('resumed_from')})"
         case EventKind.ENDED:
@@ -104,6 +110,35 @@ def _sentence(job: Job, event: Event, attempt: Attempt | None, saved: list[int])
         case EventKind.NOTE if event.cause == "parents succeeded":
             return f"{', '.join(job.spec.after)} succeeded, so it waits for a free slot"
     return None
+
+
+def _given(event: Event) -> str:
+    """A placement with what it was decided by."""
+    given = f"attempt {event.attempt} was given to {event.data.get('slot', 'a slot')}"
+    inputs = event.data.get("inputs")
+    if not isinstance(inputs, dict):
+        return given
+    line = [each for each in inputs.get("line", []) if isinstance(each, dict)]
+    own = next((each for each in line if each.get("id") == event.job), {})
+    passed = line.index(own) if own else 0
+    queued, free = inputs.get("queued", 1), inputs.get("free", 1)
+    parts = [f"{own.get('priority', 'normal')} priority"]
+    parts.append("the only one in line" if queued == 1 else f"the first of {queued} in line that it fits")
+    if passed:
+        parts[-1] += f", before {', '.join(each['id'] for each in line[:passed])}, which it does not fit"
+    if own.get("storage") is not None:
+        parts.append("where its checkpoint can be read")
+    parts.append("the only free slot" if free == 1 else f"one of {free} free slots")
+    return f"{given} ({'; '.join(parts)})"
+
+
+def _lost(event: Event) -> str | None:
+    """The rule and the numbers by which an attempt was taken for lost."""
+    rule, inputs = event.data.get("rule"), event.data.get("inputs")
+    if rule not in RULES or not isinstance(inputs, dict):
+        return None
+    limit_ms = inputs.get("margin_ms" if rule == "silent host" else "claim_ms", 0)
+    return f"by the rule {rule!r}: {RULES[rule]} (limit {span(limit_ms / 1000)}, its own sight was clear)"
 
 
 def _submitted(job: Job, event: Event) -> str:
@@ -130,6 +165,9 @@ def _ended(event: Event, attempt: Attempt | None, saved: list[int]) -> str:
     if outcome is not None and outcome.seen_by:
         late = outcome.noticed_after_ms
         parts.append(f"seen by {outcome.seen_by}" + ("" if late is None else f" within {late} ms"))
+    lost = _lost(event)
+    if lost is not None:
+        parts.append(lost)
     return "; ".join(parts)
 
 

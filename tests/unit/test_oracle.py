@@ -21,7 +21,7 @@ from trackside.models import (
     Program,
     Reason,
 )
-from trackside.oracle import Entry, Expected, History, JobHistory, Proof, Sample, check, measure
+from trackside.oracle import Entry, Expected, History, JobHistory, Proof, Rules, Sample, check, measure
 
 JOB = "train-1"
 Q, R, W, S = JobState.QUEUED, JobState.RUNNING, JobState.WAITING, JobState.SUCCEEDED
@@ -184,6 +184,20 @@ def test_lost_vanished_and_resurrected_jobs_are_found() -> None:
 def test_entries_that_an_overtaken_attempt_adds_are_found() -> None:
     late = replace(SAMPLES[2], entries={JOB: {1: 3, 2: 2}})
     assert "I3" in judged(GOOD, (*SAMPLES[:2], late))
+
+
+def test_a_decision_that_does_not_follow_from_its_inputs_is_found() -> None:
+    def differs(event: Event) -> str | None:
+        return "another slot" if event.kind in (EventKind.ASSIGNED, EventKind.SLOT) else None
+
+    rules = Rules(differs=differs)
+    assert judged(GOOD, rules=rules) == {"I17"}
+    silent = replace(GOOD, events=tuple(each for each in GOOD.events if each.kind is not EventKind.ASSIGNED))
+    told = {each.what for each in check(History(submitted=(JOB,), jobs=(silent,), rules=rules))}
+    assert "another slot" not in told
+    moved = Event(kind=EventKind.SLOT, at_ms=1, cause="breaker open")
+    found = check(History(submitted=(JOB,), jobs=(silent,), rules=rules, slots=(moved,)))
+    assert "another slot" in {each.what for each in found}
 
 
 def test_orphans_are_told() -> None:

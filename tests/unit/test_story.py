@@ -27,6 +27,7 @@ from trackside.models import (
 from trackside.story import COUNTED, RULES, obstacles, tell, what_is_next
 from trackside_supervisor.placement import place
 from trackside_supervisor.recovery import Policy, decide
+from trackside_supervisor.watch import Limits, Sight, lost
 
 SPEC = JobSpec(program=Program(kind="script", target="t.py"), submitted_by="ann@box")
 JOB = Job(id="j", name="j", state=JobState.RUNNING, spec=SPEC, created_at_ms=0, changed_at_ms=0, attempt=1)
@@ -67,6 +68,35 @@ def test_an_attempt_is_told_from_its_slot_to_what_comes_next() -> None:
         "waits 1.2 s)",
         "next: attempt 2 in 0.2 s, from the beginning",
     ]
+
+
+def test_a_placement_is_told_with_its_place_in_line() -> None:
+    gpu = replace(JOB, id="big", state=JobState.QUEUED, spec=replace(SPEC, device="gpu", priority="high"))
+    queued = replace(JOB, state=JobState.QUEUED, created_at_ms=5)
+    (placed,) = place([queued, gpu, replace(queued, id="k", created_at_ms=9)], [SLOT])
+    event = Event(
+        kind=EventKind.ASSIGNED, at_ms=1000, job="j", attempt=1, data={"slot": "h-cpu0", "inputs": placed.inputs}
+    )
+    told = tell(JOB, [], [event], 15_000)[0].text
+    assert told == (
+        "attempt 1 was given to h-cpu0 (normal priority; the first of 3 in line that it fits, before big, which it "
+        "does not fit; the only free slot)"
+    )
+
+
+def test_a_loss_is_told_with_its_rule_and_its_limit() -> None:
+    running = replace(FIRST, state=AttemptState.RUNNING, outcome=None)
+    sight = Sight(now_ms=9000, deadlines={"worker:h-gpu0": 6000}, beats={}, clear=True)
+    loss = lost(JOB, running, sight, Limits(margin_ms=2000, claim_ms=9000))
+    assert loss is not None
+    event = Event(
+        kind=EventKind.ENDED, at_ms=9000, job="j", attempt=1, cause="lost",
+        data={"detail": loss.outcome.detail, "rule": loss.rule, "inputs": loss.inputs},
+    )  # fmt: skip
+    told = tell(JOB, [replace(running, outcome=loss.outcome)], [event], 15_000)[0].text
+    assert "no beat for 3.0 s past the limit" in told
+    assert "by the rule 'silent host'" in told
+    assert "limit 2.0 s" in told
 
 
 def test_a_checkpoint_is_told_with_the_end_of_its_attempt() -> None:

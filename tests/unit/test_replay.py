@@ -1,0 +1,196 @@
+"""A decision's event leads to the same decision again, whatever it was about, and to another where it was forged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trackside.codec import decode, encode
+from trackside.models import (
+    Attempt,
+    AttemptState,
+    Beat,
+    Breaker,
+    BreakerState,
+    CheckpointRef,
+    Event,
+    EventKind,
+    Job,
+    JobSpec,
+    JobState,
+    Program,
+    Reason,
+    Role,
+    Slot,
+)
+from trackside_supervisor import breaker, parents, placement, watch
+from trackside_supervisor.replay import differs, replay
+
+NOW: Final = 1_000_000
+SPEC: Final = JobSpec(program=Program(kind="script", target="t.py"))
+SLOT: Final = Slot(id="s", host="h", kind="cpu", storage="d")
+BY: Final = "supervisor:h-1"
+LIMITS: Final = breaker.Limits(after=2, rest_s=lambda _: 1.5)
+
+
+def a_job(name: str, at_ms: int = 0, **spec: Any) -> Job:
+    return Job(
+        id=name, name=name, state=JobState.QUEUED, spec=replace(SPEC, **spec), created_at_ms=at_ms, changed_at_ms=0
+    )
+
+
+def given_out(jobs: list[Job], slots: list[Slot], breakers: dict[str, Breaker] | None = None) -> list[Event]:
+    return [
+        Event(
+            kind=EventKind.ASSIGNED, at_ms=NOW, job=job.id, attempt=1, cause="slot free", by=BY,
+            data={"slot": slot.id, "host": slot.host, "inputs": inputs},
+        )
+        for job, slot, inputs in placement.place(jobs, slots, breakers)
+    ]  # fmt: skip
+
+
+def loss(now_ms: int = NOW, deadline_ms: int | None = NOW - 9000, beat: Beat | None = None, **of: Any) -> Event:
+    attempt = Attempt(
+        job="j", number=1, state=AttemptState.RUNNING, slot="s", host="h", assigned_at_ms=0, worker_pid=10
+    )
+    deadlines = {} if deadline_ms is None else {"worker:s": deadline_ms}
+    sight = watch.Sight(now_ms=now_ms, deadlines=deadlines, beats={"worker:s": beat}, clear=True)
+    found = watch.lost(a_job("j"), replace(attempt, **of), sight, watch.Limits(margin_ms=1000, claim_ms=5000))
+    assert found is not None
+    late = found.outcome.noticed_after_ms
+    data = {"slot": "s", "detail": found.outcome.detail, "rule": found.rule, "inputs": found.inputs}
+    return Event(
+        kind=EventKind.ENDED, at_ms=NOW, job="j", attempt=1, cause="lost", by=BY,
+        data=data if late is None else {**data, "noticed_after_ms": late},
+    )  # fmt: skip
+
+
+def slot_moved(before: Breaker, after: Breaker, cause: str, inputs: dict[str, Any]) -> Event:
+    facts = {"openings": after.openings, "until_ms": after.until_ms}
+    known = {name: value for name, value in facts.items() if value is not None}
+    return Event(
+        kind=EventKind.SLOT, at_ms=NOW, cause=cause, by=BY, data={"slot": before.slot, **known, "inputs": inputs}
+    )
+
+
+def opened() -> Event:
+    before = Breaker(slot="s", failed=("a",))
+    after = breaker.observe(before, "b", Reason.KILLED, LIMITS, NOW)
+    happened = {"job": "b", "reason": "killed", "progressed": False}
+    return slot_moved(before, after, "breaker open", breaker.inputs(before, LIMITS, NOW, **happened))
+
+
+def probing() -> Event:
+    before = Breaker(slot="s", state=BreakerState.OPEN, failed=("a", "b"), openings=1, until_ms=NOW)
+    after = breaker.probing(before, breaker.probe_id(before))
+    return slot_moved(before, after, breaker.RESTED, breaker.inputs(before, None, NOW))
+
+
+def went_away() -> Event:
+    before = Breaker(slot="s", state=BreakerState.PROBING, failed=("a", "b"), openings=1, probe="selftest-s-1")
+    after = breaker.unanswered(before, LIMITS, NOW)
+    return slot_moved(before, after, breaker.WENT_AWAY, breaker.inputs(before, LIMITS, NOW))
+
+
+def of_parents(states: dict[str, JobState | None]) -> Event:
+    verdict = parents.verdict(a_job("child", after=tuple(states)), states)
+    if verdict.answer == "ready":
+        return Event(kind=EventKind.NOTE, at_ms=NOW, job="child", cause=parents.SUCCEEDED, by=BY, data=verdict.inputs)
+    return Event(
+        kind=EventKind.TRANSITION, at_ms=NOW, job="child", cause=parents.RULE, old=JobState.QUEUED,
+        new=JobState.FAILED, by=BY, data={"parent": verdict.parent, "detail": verdict.detail, **verdict.inputs},
+    )  # fmt: skip
+
+
+def a_beat(pid: int, job: str | None) -> Beat:
+    return Beat(role=Role.WORKER, name="s", host="h", pid=pid, started_at_ms=0, at_ms=0, slot="s", job=job)
+
+
+DECISIONS: dict[str, Callable[[], Event]] = {
+    "a placement": lambda: given_out([a_job("late", 2), a_job("early", 1)], [SLOT])[0],
+    "a silent host": loss,
+    "a worker that left": lambda: loss(deadline_ms=None),
+    "one that nobody claimed": lambda: loss(
+        deadline_ms=NOW + 1, beat=a_beat(10, None), state=AttemptState.ASSIGNED, worker_pid=None
+    ),
+    "a worker that was replaced": lambda: loss(deadline_ms=NOW + 1, beat=a_beat(11, None)),
+    "a breaker that opens": opened,
+    "a self-test": probing,
+    "a self-test that went away": went_away,
+    "parents that succeeded": lambda: of_parents({"a": JobState.SUCCEEDED, "b": JobState.SUCCEEDED}),
+    "a parent that failed": lambda: of_parents({"a": JobState.RUNNING, "b": JobState.FAILED}),
+    "a parent that is gone": lambda: of_parents({"a": None}),
+    "a backoff that is over": lambda: Event(
+        kind=EventKind.TRANSITION, at_ms=NOW, job="j", cause="backoff over", old=JobState.WAITING,
+        new=JobState.QUEUED, by=BY, data={"retry_at_ms": NOW},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DECISIONS)
+def test_a_decision_is_made_again_from_its_event_as_it_lies_on_the_bus(name: str) -> None:
+    event = decode(Event, encode(DECISIONS[name]()))
+    assert replay(event) is not None
+    assert differs(event) is None
+
+
+FORGED: dict[str, tuple[str, dict[str, Any]]] = {
+    "a placement": ("a placement", {"slot": "other"}),
+    "a silent host": ("a silent host", {"noticed_after_ms": 1}),
+    "the wrong rule": ("a worker that left", {"rule": "silent host"}),
+    "a breaker that opens": ("a breaker that opens", {"until_ms": NOW}),
+    "a self-test": ("a self-test", {"openings": 7}),
+    "a parent that failed": ("a parent that failed", {"parent": "a"}),
+    "a backoff that is over": ("a backoff that is over", {"retry_at_ms": NOW + 1}),
+    "parents that succeeded": ("parents that succeeded", {"parents": {"a": "running"}}),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_decision_that_its_inputs_do_not_lead_to_is_told(name: str) -> None:
+    of, changes = FORGED[name]
+    event = DECISIONS[of]()
+    assert differs(replace(event, data={**event.data, **changes})) is not None
+
+
+def test_a_supervisors_decision_without_inputs_is_told_and_others_events_are_not() -> None:
+    bare = Event(kind=EventKind.ASSIGNED, at_ms=NOW, job="j", attempt=1, cause="slot free", by=BY, data={"slot": "s"})
+    assert "no inputs" in (differs(bare) or "")
+    assert differs(replace(bare, by="worker:h-cpu0")) is None
+    assert differs(replace(bare, kind=EventKind.NOTE)) is None
+
+
+slots = st.lists(
+    st.builds(
+        Slot, id=st.from_regex(r"s[0-9]{1,2}", fullmatch=True), host=st.just("h"), kind=st.sampled_from(["cpu", "gpu"]),
+        storage=st.sampled_from(["d", "e"]),
+    ),
+    unique_by=lambda slot: slot.id, max_size=8,
+)  # fmt: skip
+jobs = st.lists(
+    st.builds(
+        lambda name, at_ms, device, priority, slot, storage: replace(
+            a_job(name, at_ms, device=device, priority=priority, slot=slot),
+            checkpoints=() if storage is None else (
+                CheckpointRef(name="c", step=1, attempt=1, digest="d", storage=storage),
+            ),
+        ),
+        st.from_regex(r"j[0-9]{1,2}", fullmatch=True), st.integers(0, 3), st.sampled_from(["any", "cpu", "gpu"]),
+        st.sampled_from(["high", "normal", "low"]), st.sampled_from([None, None, "s1"]),
+        st.sampled_from([None, "d", "e"]),
+    ),
+    unique_by=lambda job: job.id, max_size=10,
+)  # fmt: skip
+
+
+@given(jobs=jobs, free=slots, rests=st.sets(st.integers(0, 7)))
+def test_every_placement_is_made_again(jobs: list[Job], free: list[Slot], rests: set[int]) -> None:
+    open_ = {slot.id: Breaker(slot=slot.id, state=BreakerState.OPEN) for at, slot in enumerate(free) if at in rests}
+    for event in given_out(jobs, free, open_):
+        assert differs(decode(Event, encode(event))) is None
+        assert event.data["slot"] not in open_
