@@ -66,6 +66,7 @@ class Settings:
 
     snapshot_max_bytes: int = 16 * 1024 * 1024
     params_max_bytes: int = 64 * 1024
+    journal_max_bytes: int = 1 << 30  # of one attempt's; at 100 bytes a step that is ten million steps
     output_max_bytes: int = 64 * 1024 * 1024  # of one attempt's output shipped to the bus; the file keeps all
 
     dashboard_host: str = "127.0.0.1"

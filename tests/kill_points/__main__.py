@@ -104,7 +104,7 @@ def show(report: dict[str, Any]) -> None:
         table.add_column(name)
     for found in report["rows"]:
         table.add_row(*(str(found[name]) for name in names))
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(table)
     for part, models in report["controls"].items():
         console.print(f"left out: {part:14} differs: {', '.join(models) or 'NEVER'}")

@@ -106,11 +106,34 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_journal_beyond_its_bound_is_thinned_and_says_so(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     writer = JournalWriter(path, max_bytes=100)
-    for step in range(1000):
+    for step in range(1, 1001):
         writer.metrics(step, {"loss": 0.5}, 0)
+        writer.metrics(step, {"accuracy": 0.5}, 0)  # logged apart, and must not always be the one that is left out
     writer.write({"k": "end", "t": 1})
-    kinds = [r["k"] for _, r in JournalReader(path)]
+    records = [r for _, r in JournalReader(path)]
+    notes = [r["text"] for r in records if r["k"] == "note"]
+    kept = {name: [r["s"] for r in records if r["k"] == "m" and name in r["m"]] for name in ("loss", "accuracy")}
 
-    assert kinds.count("note") == 1
-    assert 10 < kinds.count("m") < 20
-    assert kinds[-1] == "end"
+    assert kept["loss"] == kept["accuracy"] == [1, *range(2, 1000, 100), 1000]  # the end of the series is kept too
+    assert "from step 2 on the metrics of one step in 100 are kept" in notes[0]
+    assert notes[1].startswith(f"{2 * (1000 - 12)} metrics records were left out")
+    assert len(notes) == 2
+    assert [r["k"] for r in records[-2:]] == ["note", "end"]
+
+
+def test_a_thinned_journal_still_takes_what_happened_to_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    writer = JournalWriter(path, max_bytes=100)
+    for step in range(1, 301):
+        writer.metrics(step, {"loss": 0.5}, 0)
+        writer.write({"k": "ck", "t": 0, "s": step})
+
+    assert [r["s"] for _, r in JournalReader(path) if r["k"] == "ck"] == list(range(1, 301))
+
+
+def test_a_script_that_logs_everything_at_one_step_is_thinned_too(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    writer = JournalWriter(path, max_bytes=100)
+    taken = sum(writer.metrics(0, {"loss": 0.5}, 0) for _ in range(20_000))
+
+    assert 1_000 < taken < 1_300

@@ -114,7 +114,8 @@ class AttemptRun:
             self._end_unstarted(Outcome(reason=self._asked, detail="stopped before it started"))
             return
         try:
-            context = folders_.prepare(self._folders, self._store, self._job, self._slot)
+            limit = self._settings.journal_max_bytes
+            context = folders_.prepare(self._folders, self._store, self._job, self._slot, journal_max_bytes=limit)
             self._page = ControlPage.create(self._folders.page)
             if self._job.checkpoints:
                 self._page.accepted = self._job.checkpoints[0].step

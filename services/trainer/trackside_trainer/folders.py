@@ -63,7 +63,7 @@ class Folders:
         return self.data / "jobs" / self.job / "checkpoints"
 
 
-def prepare(folders: Folders, store: Store, job: Job, slot: Slot) -> AttemptContext:
+def prepare(folders: Folders, store: Store, job: Job, slot: Slot, *, journal_max_bytes: int) -> AttemptContext:
     """Make the folders, unpack what was submitted and write the context.
 
     Raises InvalidJob or NotFound for a snapshot that cannot be had, OSError for a disk that does not take it.
@@ -97,6 +97,7 @@ def prepare(folders: Folders, store: Store, job: Job, slot: Slot) -> AttemptCont
         resume=resume,
         threads=slot.threads,
         gpu_uuid=slot.gpu_uuid,
+        journal_max_bytes=journal_max_bytes,
     )
     context.to_file(folders.context)
     folders.output.touch(mode=0o600)

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 from trackside.errors import ConfigurationError
 from trackside.sdk import encode
+from trackside.sdk.journal import MAX_BYTES
 
 ENVIRONMENT: Final = "TRACKSIDE_ATTEMPT"
 STACKS_FILE: Final = "stacks.txt"  # in the attempt's folder: the stacks of all threads, each time SIGUSR2 came
@@ -55,6 +56,7 @@ class AttemptContext:
     resume: tuple[ResumePoint, ...] | None = None  # newest first; None: look on the disk; empty: start fresh
     threads: int = 1
     gpu_uuid: str | None = None  # None: a CPU slot
+    journal_max_bytes: int = MAX_BYTES
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> AttemptContext:
@@ -89,6 +91,7 @@ class AttemptContext:
             else tuple(ResumePoint(name=p["name"], step=int(p["step"]), digest=p.get("digest")) for p in resume),
             threads=int(raw.get("threads") or 1),
             gpu_uuid=raw.get("gpu_uuid"),
+            journal_max_bytes=int(raw.get("journal_max_bytes") or MAX_BYTES),
         )
 
     def to_file(self, path: str | os.PathLike[str]) -> None:
@@ -112,6 +115,7 @@ class AttemptContext:
             else [{"name": p.name, "step": p.step, "digest": p.digest} for p in self.resume],
             "threads": self.threads,
             "gpu_uuid": self.gpu_uuid,
+            "journal_max_bytes": self.journal_max_bytes,
         }
         target = Path(path)
         aside = target.with_name(f".{target.name}.tmp-{os.getpid()}")

@@ -3,12 +3,16 @@
 Each record is one `os.write` to an O_APPEND descriptor: what `write` has returned from survives SIGKILL of the
 process, and lines of several threads or forked children never mix. A write that a full disk cut short is closed by
 a newline before the next one, so that it damages one line at most; a reader takes whole lines only.
+
+Its size is bounded by thinning, not by rotating: beyond the bound only metrics are left out, whole steps at a time, and
+notes say from where on and, at the end, how many. What happened to the run is always written.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +21,8 @@ from trackside.sdk import encode
 
 MAX_BYTES: Final = 1 << 30  # a run that logs 100 bytes a step reaches this after ten million steps
 _READ_BYTES: Final = 1 << 20
-_THINNED: Final = 100  # beyond the bound one metrics line of so many is kept
+_THINNED: Final = 100  # beyond the bound the metrics of one step of so many are kept
+_A_STEP: Final = 1000  # records; a script that never says which step it is at logs all of them at one
 
 
 def now_ms() -> int:
@@ -35,17 +40,25 @@ class JournalWriter:
         self._torn = self._size > 0 and os.pread(self._fd, 1, self._size - 1) != b"\n"
         self._max_bytes = max_bytes
         self._lost = 0  # records since the last one that reached the file
-        self._thinning = 0  # metrics lines seen beyond the bound
+        self._thinning = 0  # steps seen beyond the bound
+        self._thinned_step: int | None = None  # the newest of them
+        self._left_out = 0  # metrics records
+        self._held: deque[tuple[int, Mapping[str, Any], int]] = deque(maxlen=_A_STEP)  # left out, of the newest step
+        self._in_step = 0  # records of that step beyond the bound
 
     def write(self, record: Mapping[str, Any]) -> bool:
         """Append one record; False when the disk did not take it."""
+        if self._left_out and record["k"] == "end":
+            self._own_up()
         return self._append(encode.dumps_line(record))
 
     def metrics(self, step: int, values: Mapping[str, Any], time_ms: int) -> bool:
-        """Append one metrics record; beyond the journal's bound only one of a hundred is kept, and a note says so."""
-        if self._size > self._max_bytes and not self._keep():
+        """Append one metrics record; beyond the journal's bound only those of one step in a hundred."""
+        if self._size > self._max_bytes and not self._keep(step):
+            self._left_out += 1
+            self._held.append((step, values, time_ms))
             return False
-        return self._append(encode.dumps_line({"k": "m", "s": step, "t": time_ms, "m": values}))
+        return self._metrics(step, values, time_ms)
 
     def close(self) -> None:
         """Close the descriptor; a second call does nothing."""
@@ -77,15 +90,36 @@ class JournalWriter:
             head += encode.dumps_line({"k": "note", "t": now_ms(), "level": "warning", "text": text})
         return head + line
 
-    def _keep(self) -> bool:
+    def _metrics(self, step: int, values: Mapping[str, Any], time_ms: int) -> bool:
+        return self._append(encode.dumps_line({"k": "m", "s": step, "t": time_ms, "m": values}))
+
+    def _keep(self, step: int) -> bool:
+        """Whether a step's metrics are kept: all of its records or none, so that no name is left out for good."""
         if self._thinning == 0:
-            text = (
-                f"the journal has reached {self._max_bytes} bytes: from here one metrics record of {_THINNED} is kept; "
-                "log less often"
+            self._note(
+                f"the journal has reached its bound of {self._max_bytes} bytes: from step {step} on the metrics of one "
+                f"step in {_THINNED} are kept; log less often, or raise TRACKSIDE_JOURNAL_MAX_BYTES"
             )
-            self.write({"k": "note", "t": now_ms(), "level": "warning", "text": text})
-        self._thinning += 1
-        return self._thinning % _THINNED == 1
+        if step != self._thinned_step:
+            self._thinned_step = step
+            self._thinning += 1
+            self._in_step = 0
+            self._held.clear()
+        self._in_step += 1
+        return self._thinning % _THINNED == 1 and (self._in_step <= _A_STEP or self._in_step % _THINNED == 0)
+
+    def _own_up(self) -> None:
+        """Write what the last step gave, and how much was left out in all."""
+        left_out, self._left_out = self._left_out - len(self._held), 0
+        for step, values, time_ms in self._held:
+            self._metrics(step, values, time_ms)
+        self._note(
+            f"{left_out} metrics records were left out, as the journal had reached its bound of {self._max_bytes} "
+            "bytes: log less often, or raise TRACKSIDE_JOURNAL_MAX_BYTES"
+        )
+
+    def _note(self, text: str) -> None:
+        self._append(encode.dumps_line({"k": "note", "t": now_ms(), "level": "warning", "text": text}))
 
 
 class JournalReader:

@@ -110,7 +110,7 @@ class Run:
             params=context.params,
             files_dir=context.files_dir,
             checkpoints_dir=context.checkpoints_dir,
-            sink=JournalWriter(context.journal),
+            sink=JournalWriter(context.journal, max_bytes=context.journal_max_bytes),
             page=ControlPage.open(context.page),
             resume=context.resume,
         )
