@@ -15,10 +15,11 @@ SECONDS ?= 3600
 POINTS ?= 50
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format pytest compose-test chaos soak kill-points bench secrets constraints clean
+.PHONY: help setup demo test check format pytest compose-test chaos soak kill-points bench secrets constraints clean
 
 help:
 	@echo "make demo           install into .venv, then start everything with a training run to look at"
+	@echo "make setup          install into .venv, with what the tests need"
 	@echo "make test           all checks and tests, as CI runs them"
 	@echo "make check          format, lint, types and import rules only"
 	@echo "make compose-test   build the images and try the deployment (needs Docker with Compose v2)"
@@ -28,6 +29,8 @@ help:
 	@echo "make bench          measure"
 	@echo "make secrets        passwords and Redis users for docker compose, in deploy/secrets"
 	@echo "make clean          remove .venv, caches and builds"
+
+setup: $(DEV_STAMP)
 
 demo: $(RUN_STAMP)
 	$(BIN)/trackside demo

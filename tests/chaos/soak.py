@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import random
 import secrets
 import shutil
@@ -52,6 +53,16 @@ MENU: Final = {
 }
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Strike:
+    """A fault that was done."""
+
+    at_s: float  # since the beginning
+    at_ms: int
+    name: str
+    job: str  # that was aimed at
+
+
 @dataclass(kw_only=True, slots=True)
 class Soak:
     """What happened so far."""
@@ -59,7 +70,7 @@ class Soak:
     system: Throwaway
     rng: random.Random
     job_ids: list[str]
-    struck: list[tuple[float, str]] = field(default_factory=list)
+    struck: list[Strike] = field(default_factory=list)
     missed: int = 0
     samples: list[Sample] = field(default_factory=list)
     blind: int = 0  # looks that found no server
@@ -75,11 +86,11 @@ class Soak:
         try:
             with ExitStack() as stack:
                 scene = faults.Scene(system=self.system, job=self.rng.choice(running), rng=self.rng, stack=stack)
-                MENU[name](scene)
+                harm = MENU[name](scene)
         except (TracksideError, LookupError):  # the chosen one had just ended, or its victim is not back yet
             self.missed += 1
             return
-        self.struck.append((round(at_s, 1), name))
+        self.struck.append(Strike(at_s=round(at_s, 1), at_ms=harm.at_ms, name=name, job=scene.job))
 
     def look(self) -> bool:
         """One sample; whether every job has ended."""
@@ -126,6 +137,7 @@ def main() -> int:
     share = args.jobs * steps * step_s / args.slots / took_s
     report = told(soak, history, violations, seed=seed, took_s=took_s, share=share, step_s=step_s, steps=steps)
     console.print(table(report))
+    console.print(recovery_table(report))
     for violation in violations:
         console.print(str(violation), style="red", markup=False)
     if args.json is not None:
@@ -209,7 +221,8 @@ def told(soak: Soak, history: History, violations: list[Violation], **facts: Any
     return {
         **facts,
         "faults": len(soak.struck),
-        "faults_by_kind": dict(Counter(name for _, name in soak.struck)),
+        "faults_by_kind": dict(Counter(strike.name for strike in soak.struck)),
+        "recoveries_by_kind": recoveries(soak.struck, history),
         "faults_missed": soak.missed,
         "looks_without_a_server": soak.blind,
         "jobs": len(soak.job_ids),
@@ -221,8 +234,36 @@ def told(soak: Soak, history: History, violations: list[Violation], **facts: Any
         "doubled": sum(cost.doubled for cost in costs),
         "noticed_after_ms_median": statistics.median(noticed) if noticed else None,
         "violations": [str(violation) for violation in violations],
-        "struck": soak.struck,
+        "struck": [(strike.at_s, strike.name, strike.job) for strike in soak.struck],
     }
+
+
+def recoveries(struck: list[Strike], history: History) -> dict[str, dict[str, Any]]:
+    """By kind of fault, how soon the end of the attempt aimed at was noticed, and a later one had done a step.
+
+    Only where both came before the next fault: what comes after may be that one's doing.
+    """
+    by_id = {each.job.id: each for each in history.jobs}
+    found: dict[str, list[tuple[float, float]]] = {}
+    for strike, after in itertools.zip_longest(struck, struck[1:]):
+        cost = oracle.measure(by_id[strike.job], strike.at_ms)
+        left_s = (after.at_ms - strike.at_ms) / 1000 if after is not None else math.inf
+        if cost.noticed_s is not None and cost.stepping_s is not None and cost.stepping_s < left_s:
+            found.setdefault(strike.name, []).append((cost.noticed_s, cost.stepping_s))
+    return {name: _percentiles(times) for name, times in sorted(found.items())}
+
+
+def _percentiles(times: list[tuple[float, float]]) -> dict[str, Any]:
+    noticed, stepping = (sorted(column) for column in zip(*times, strict=True))
+    return {
+        "count": len(times),
+        "noticed_s": {"p50": statistics.median(noticed), "p95": _p95(noticed)},
+        "stepping_s": {"p50": statistics.median(stepping), "p95": _p95(stepping)},
+    }
+
+
+def _p95(values: list[float]) -> float:
+    return values[math.ceil(0.95 * len(values)) - 1]
 
 
 def table(report: dict[str, Any]) -> Table:
@@ -240,6 +281,16 @@ def table(report: dict[str, Any]) -> Table:
     )  # fmt: skip
     for name, value in rows:
         found.add_row(name, value)
+    return found
+
+
+def recovery_table(report: dict[str, Any]) -> Table:
+    found = Table(title="From the fault, where its attempt ended: p50 / p95", title_justify="left")
+    for heading in ("fault", "count", "noticed", "stepping again"):
+        found.add_column(heading)
+    for name, times in report["recoveries_by_kind"].items():
+        spans = (f"{times[part]['p50']:.2f} / {times[part]['p95']:.2f} s" for part in ("noticed_s", "stepping_s"))
+        found.add_row(name, str(times["count"]), *spans)
     return found
 
 
