@@ -33,8 +33,8 @@ COMMAND_LIMIT_S: Final = 2.0  # longer than any block we ask for, shorter than a
 _AWAY: Final = (redis.ConnectionError, redis.TimeoutError, OSError)
 # Asked again at once when the connection breaks: whatever changes nothing.
 _READS: Final = frozenset({
-    *("EXISTS", "GET", "HGET", "HGETALL", "LLEN", "LRANGE", "MGET", "SMEMBERS", "TIME", "XRANGE", "XREAD", "XREVRANGE"),
-    *("ZCARD", "ZRANGE", "ZREVRANGE", "ZSCORE"),
+    *("EXISTS", "GET", "HGET", "HGETALL", "LLEN", "LRANGE", "MGET", "SMEMBERS", "TIME", "XLEN", "XRANGE", "XREAD"),
+    *("XREVRANGE", "ZCARD", "ZRANGE", "ZREVRANGE", "ZSCORE"),
 })  # fmt: skip
 
 
@@ -135,8 +135,35 @@ class Pipeline(RedisPipeline):
         return super().watch(*names)  # type: ignore[no-untyped-call]  # redis-py's own
 
 
+class Connections:
+    """Counts the connections of a client: behind each new one another server may answer, or the same with older data.
+
+    redis-py opens a connection anew without a word when it finds that the old one was closed, so a server that was
+    replaced between two commands shows in no error. Whoever remembers something about the server looks here.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        self.made = 0
+        self._pool = pool
+        greet = pool.connection_kwargs["redis_connect_func"]
+
+        def connected(connection: Any) -> None:
+            self.made += 1
+            greet(connection)
+
+        pool.connection_kwargs["redis_connect_func"] = connected
+
+    def settle(self) -> int:
+        """See that the connection which the next command takes still stands, or make it; the count. No round trip."""
+        with bus_errors():
+            self._pool.release(self._pool.get_connection())
+        return self.made
+
+
 class Client(redis.Redis):
     """A Redis client whose errors are ours, and which repeats nothing but what only reads."""
+
+    connections: Connections
 
     # The server's clock less this host's time since boot, as the last answer said that told it.
     server_ahead_ms: int | None = None
@@ -187,11 +214,13 @@ def without_password(url: str) -> str:
 def connect(url: str, *, name: str | None = None, command_limit_s: float = COMMAND_LIMIT_S) -> Client:
     """A client for `url` (redis://, rediss:// or unix://); opens no connection yet."""
     try:
-        return cast(Client, Client.from_url(url, **options(name, command_limit_s)))
+        client = cast(Client, Client.from_url(url, **options(name, command_limit_s)))
     except ValueError as error:
         raise ConfigurationError(
             f"TRACKSIDE_REDIS_URL cannot be used: {error}", setting="TRACKSIDE_REDIS_URL"
         ) from error
+    client.connections = Connections(client.connection_pool)
+    return client
 
 
 def options(name: str | None, command_limit_s: float) -> dict[str, Any]:
