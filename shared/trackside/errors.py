@@ -7,6 +7,7 @@ TracksideError
 ├── IllegalTransition       the job's state does not allow this
 ├── Conflict                somebody else changed the record first: read again, then decide
 │   └── Fenced              a newer attempt owns the job: stop at once
+├── ServerBehind            the server has lost records that were there: keep what is not told yet, and ask again
 ├── BusError                the bus did not do what was asked
 │   ├── BusUnavailable      no server answered: start one, or wait
 │   ├── BusDenied           the server refused this user this command
@@ -67,6 +68,10 @@ class Conflict(TracksideError):
 
 class Fenced(Conflict):
     """A newer attempt owns the job, so nothing that this one writes is accepted."""
+
+
+class ServerBehind(TracksideError):
+    """The server knows less than it did: it came back empty or older, and its records are still to be restored."""
 
 
 class BusError(TracksideError):

@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 from trackside.bus import keys, streams
 from trackside.bus.client import Pipeline, WatchError
 from trackside.codec import decode_fields, encode_fields
-from trackside.errors import Conflict, Fenced, IllegalTransition, InvalidJob, NotFound
+from trackside.errors import Conflict, Fenced, IllegalTransition, InvalidJob, NotFound, ServerBehind
 from trackside.models import (
     Attempt,
     AttemptState,
@@ -288,6 +288,8 @@ class Store(SlotStore):
             newest = job.checkpoints[0].step if job.checkpoints else 0
             progress = checkpoint.step > newest
             kept = tuple(sorted((stamped, *job.checkpoints), key=lambda c: (c.step, c.attempt), reverse=True))
+            if stamped not in kept[:CHECKPOINTS_KEPT]:
+                return None  # told again after the server had lost it, and long replaced
             new = replace(
                 job,
                 checkpoints=kept[:CHECKPOINTS_KEPT],
@@ -338,6 +340,7 @@ class Store(SlotStore):
         """`change` for the holder of an attempt: raises Fenced when it is not the job's newest."""
 
         def turn(job: Job, raw: dict[bytes, bytes], now: int) -> Change | None:
+            check_not_behind(job, number)
             if job.attempt != number:
                 raise Fenced(
                     f"attempt {number} of {job_id!r} is fenced: attempt {job.attempt} owns the job", job=job_id
@@ -414,6 +417,16 @@ class Store(SlotStore):
             streams.append_event(pipe, event)
         if change.also is not None:
             change.also(pipe)
+
+
+def check_not_behind(job: Job, number: int) -> None:
+    """Raise ServerBehind where the record knows only attempts before `number`, which was given out."""
+    if job.attempt < number:
+        raise ServerBehind(
+            f"the server knows attempt {job.attempt} of {job.id!r} only, and {number} was given out: its records are "
+            "rebuilt from the supervisor's ledger, or restore its data from a backup",
+            job=job.id,
+        )
 
 
 def _attempt(job_id: str, number: int, raw: dict[bytes, bytes]) -> Attempt:

@@ -16,7 +16,7 @@ from trackside.errors import ConfigurationError
 ENVIRONMENT: Final = "TRACKSIDE_CRASH_AT"
 # In the order in which a round comes by them.
 POINTS: Final = (
-    *("before beat", "before events", "before look"),
+    *("before beat", "before events", "before ledger", "after ledger", "before look"),
     *("before probe", "after probe submitted", "after probe"),
     *("before requeue", "after requeue"),
     *("before discard", "after discard", "after end"),
@@ -24,6 +24,8 @@ POINTS: Final = (
     *("before parents", "after parents"),
     *("before assign", "after assign", "after round"),
 )
+# Come by only where a server came back with less than it had.
+REBUILD_POINTS: Final = ("before rebuild", "rebuilding", "after rebuild")
 _SIGNALS: Final = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
@@ -42,9 +44,15 @@ def arm(text: str | None) -> None:
         return
     point, _, rest = text.partition(":")
     nth, _, what = rest.partition(":")
-    if point not in POINTS or not nth.isdecimal() or int(nth) < 1 or (what or "kill") not in _SIGNALS:
+    if (
+        point not in (*POINTS, *REBUILD_POINTS)
+        or not nth.isdecimal()
+        or int(nth) < 1
+        or (what or "kill") not in _SIGNALS
+    ):
         raise ConfigurationError(
-            f"{ENVIRONMENT} is {text!r}: give POINT:NTH or POINT:NTH:stop with one of {', '.join(POINTS)}",
+            f"{ENVIRONMENT} is {text!r}: give POINT:NTH or POINT:NTH:stop with one of "
+            f"{', '.join((*POINTS, *REBUILD_POINTS))}",
             setting=ENVIRONMENT,
         )
     _Armed.point, _Armed.left, _Armed.signum = point, int(nth), _SIGNALS[what or "kill"]

@@ -1,8 +1,8 @@
 """The supervisor's process: hold the lease, look, decide, act, and wait for the next event.
 
-One tick, in order: renew the lease; take in the events since the last look; end attempts that nobody can report any
-more; decide about jobs whose attempt has ended; let backoffs run out; heed the jobs that others wait for; send
-self-tests to slots that have rested; give queued jobs to free slots. Every act is a
+One tick, in order: renew the lease; see that the server has all that it had; take in the events since the last look;
+end attempts that nobody can report any more; decide about jobs whose attempt has ended; let backoffs run out; heed the
+jobs that others wait for; send self-tests to slots that have rested; give queued jobs to free slots. Every act is a
 transaction that is refused if the lease is gone or the job has changed, so it may be killed between any two.
 """
 
@@ -17,7 +17,6 @@ from types import FrameType
 from trackside import logs
 from trackside.bus import beats, streams
 from trackside.bus.client import Client, connect, service_url
-from trackside.bus.leases import Lease
 from trackside.clock import Clock, SystemClock
 from trackside.config import Settings
 from trackside.errors import BusError, Conflict, NotFound, TracksideError
@@ -26,7 +25,10 @@ from trackside.store import Store
 from trackside_supervisor import crashpoints, parents
 from trackside_supervisor.actions import FREE_SLOT, Actions
 from trackside_supervisor.crashpoints import here
+from trackside_supervisor.keeper import Keeper, SureLease
+from trackside_supervisor.older import Verdict
 from trackside_supervisor.placement import free_slots, place
+from trackside_supervisor.standstill import Standstill
 from trackside_supervisor.watch import Limits, Sight, lost
 
 _FORGET_S = 600.0  # `ps` shows the silent for this long
@@ -42,9 +44,11 @@ class Supervisor:
         self._clock = clock or SystemClock()
         self._host = settings.host_name
         self._name = f"{self._host}-{os.getpid()}"
-        self.lease = Lease(client, self._name, settings.lease_ttl_s)
+        self.lease = SureLease(client, self._name, settings.lease_ttl_s, lambda: self._keeper.sure)
         self._store = Store(client, by=f"{Role.SUPERVISOR}:{self._name}", lease=self.lease)
+        self._keeper = Keeper(settings, client, self._store, lambda: self._renew(self._clock.monotonic_s()))
         self._actions = Actions(self._store, settings, actions_url)
+        self._standstill = Standstill(self._store, settings.data_dir)
         self._limits = Limits(
             margin_ms=int(settings.silent_margin_s * 1000),
             claim_ms=int((2 * settings.beat_ttl_s + settings.silent_margin_s) * 1000),
@@ -89,6 +93,12 @@ class Supervisor:
         if not leads:
             self._clock.sleep_s(self._settings.tick_s)
             self._cursor = None
+            self._keeper.forget()
+            return
+        try:
+            self._compare(now_s)
+        except Conflict as error:
+            self._log.warning("act_refused", error=str(error))
             return
         here("before events")
         self._take_in(now_s)
@@ -106,7 +116,21 @@ class Supervisor:
         """Silence is judged only after two TTLs and a margin of unbroken sight: blind is not dead."""
         last, self._last_look_s = self._last_look_s, now_s
         if last is None or self._cursor is None or now_s - last > self._settings.beat_ttl_s / 2:
-            self._clear_from_s = now_s + 2 * self._settings.beat_ttl_s + self._settings.silent_margin_s
+            self._blind(now_s)
+
+    def _blind(self, now_s: float) -> None:
+        self._clear_from_s = now_s + 2 * self._settings.beat_ttl_s + self._settings.silent_margin_s
+
+    def _compare(self, now_s: float) -> None:
+        """See that the server has all that it had; after a rebuild everybody is heard out before silence is judged."""
+        verdict = self._keeper.settle()
+        if verdict is None:
+            return
+        if verdict is Verdict.OLDER:
+            self._cursor = None
+            self._blind(self._clock.monotonic_s())
+        if verdict is Verdict.OLDER or self._keeper.is_new:
+            self._standstill.look_at_disk()
 
     def _renew(self, now_s: float) -> bool:
         if now_s < self._lease_due_s:
@@ -133,19 +157,22 @@ class Supervisor:
     def _take_in(self, now_s: float) -> None:
         """Wait for events at most a tick, then bring the jobs in memory up to date."""
         if self._cursor is None:
-            self._cursor = streams.newest_event_id(self._client)
+            self._cursor = self._keeper.cursor()
             self._resync_due_s = 0.0
         wait_s = 0.001 if now_s >= self._resync_due_s else self._settings.tick_s
         found = streams.read_events(self._client, self._cursor, block_s=wait_s)
         changed = {event.job for _, event in found if event is not None and event.job is not None}
         if found:
             self._cursor = found[-1][0]
+        fresh = self._store.jobs(changed) if changed else []
         if now_s >= self._resync_due_s or any(event is None for _, event in found):
             self._resync_due_s = now_s + _RESYNC_S
             self._jobs = {job.id: job for job in self._store.jobs(self._store.live_job_ids())}
-        elif changed:
-            self._jobs.update({job.id: job for job in self._store.jobs(changed)})
+        else:
+            self._jobs.update({job.id: job for job in fresh})
             self._jobs = {job_id: job for job_id, job in self._jobs.items() if not job.state.terminal}
+        if found:
+            self._keeper.take_in(fresh, self._cursor)
 
     def _look(self) -> Sight:
         now_ms, deadlines = beats.deadlines(self._client)
@@ -159,7 +186,8 @@ class Supervisor:
     # -- acting ----------------------------------------------------------------------------------------------------
 
     def _act(self, sight: Sight) -> None:
-        for job in list(self._jobs.values()):
+        standing = self._standstill.stands(self._jobs, sight)
+        for job in [job for job in self._jobs.values() if job.id not in standing]:
             if not self._renew(self._clock.monotonic_s()):  # on a slow line a round outlasts the lease
                 return
             try:
@@ -173,9 +201,11 @@ class Supervisor:
         self._jobs = {job_id: job for job_id, job in self._jobs.items() if not job.state.terminal}
         if self._clock.monotonic_s() >= self._tend_due_s:
             self._tend_due_s = self._clock.monotonic_s() + _RESYNC_S
-            for job in self._actions.tend_breakers(self._store.slots(), sight.now_ms):
+            slots = self._store.slots()
+            for job in self._actions.tend_breakers(slots, sight.now_ms):
                 self._jobs[job.id] = job
-        self._place()
+            self._keeper.take_slots(slots, self._actions.breakers.values())
+        self._place(standing)
 
     def _settle(self, job: Job, sight: Sight) -> Job:
         """Bring one job as far as this look allows."""
@@ -212,11 +242,12 @@ class Supervisor:
     def _previous(self, attempt: Attempt) -> Attempt | None:
         return self._store.attempt(attempt.job, attempt.number - 1) if attempt.number > 1 else None
 
-    def _place(self) -> None:
+    def _place(self, standing: set[str]) -> None:
         queued = [
             job
             for job in self._jobs.values()
             if job.state is JobState.QUEUED
+            and job.id not in standing
             and job.slot is None
             and (not parents.waits(job) or job.detail == FREE_SLOT)  # that its parents let it run is told first
         ]
@@ -226,7 +257,9 @@ class Supervisor:
         alive = {name: beat for name, beat in now.beats.items() if now.deadlines.get(name, 0) >= now.now_ms}
         free = free_slots(self._store.slots(), self._jobs.values(), alive)
         for job, slot, inputs in place(queued, free, self._actions.breakers):
-            self._jobs[job.id] = self._actions.assign(job, slot, inputs)
+            assigned = self._jobs[job.id] = self._actions.assign(job, slot, inputs)
+            if assigned.slot == slot.id:
+                self._keeper.given(assigned, slot, now.now_ms)
 
     def _retire(self) -> None:
         try:

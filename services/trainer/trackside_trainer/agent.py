@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from trackside import logs, processes
-from trackside.bus import beats, streams
+from trackside.bus import beats, keys, streams
 from trackside.bus.client import Client, connect, service_url
 from trackside.config import Settings
 from trackside.errors import AlreadyRunning, ConfigurationError
@@ -247,7 +247,7 @@ class Agent:
             self._bus.call(self._sample)
 
     def _beat(self, *, stopping: bool = False) -> None:
-        if not self._registered and not stopping:
+        if not stopping and not (self._registered and self._listed()):
             self._register()
         beat = Beat(
             role=Role.AGENT, name=self._host, host=self._host, pid=os.getpid(), started_at_ms=self._started_at_ms,
@@ -261,6 +261,11 @@ class Agent:
         known = {slot.id: slot for slot in self._store.slots()}
         foreign = [name for name in self._places if name in known and known[name].storage != self._storage]
         other = beats.read(self._client).get(f"{Role.AGENT}:{self._host}")
+    def _listed(self) -> bool:
+        """Whether the server still has our slots; one that came back empty or older may not."""
+        wanted = [place.slot.id for place in self._places.values() if place.wanted]
+        return not wanted or all(self._client.smismember(keys.SLOTS, wanted))
+
         if foreign and other is not None and other.pid != os.getpid():
             if time.monotonic() < self._patient_until_s:
                 return  # perhaps the last beat of one that is gone

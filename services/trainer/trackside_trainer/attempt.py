@@ -23,10 +23,10 @@ from typing import Final
 
 from trackside import logs, processes
 from trackside.config import Settings
-from trackside.errors import Fenced, InvalidJob, NotFound
+from trackside.errors import Fenced, InvalidJob, NotFound, ServerBehind
 from trackside.models import ACTIVE, EventKind, Failure, Job, JobState, Outcome, Reason, Slot
 from trackside.sdk.page import Command, ControlPage
-from trackside.store import Store
+from trackside.store import Store, check_not_behind
 from trackside_trainer import evidence, launch
 from trackside_trainer import folders as folders_
 from trackside_trainer.ending import CRASHES, Exit, judge
@@ -43,6 +43,10 @@ _RATE_WINDOW_S: Final = 10.0
 _NOTES_KEPT: Final = 20
 _PAUSE_WAIT_S: Final = 10.0
 _NO_LOOP: Final = "this script has no step loop, so it cannot be paused: cancel it or let it end"
+COMPLAIN_S: Final = 60.0
+BACKUP: Final = (
+    "the supervisor restores the records from its ledger; where it has none, restore the server's data from a backup"
+)
 # A stronger wish replaces a weaker one.
 _RANK: Final = {
     Reason.PREEMPTED: 1,
@@ -91,6 +95,7 @@ class AttemptRun:
         self._notes: deque[str] = deque(maxlen=_NOTES_KEPT)  # for the history, once the bus takes them
         self._told_pid = self._disk_failed = False
         self._next_ship_s = self._next_control_s = 0.0
+        self._silent_until_s = self._complain_at_s = 0.0
         self._started_s = time.monotonic()
         self._ended_s: float | None = None
         self._status: int | None = None
@@ -111,7 +116,7 @@ class AttemptRun:
             self._end_unstarted(Outcome(reason=Reason.CANCELLED, detail="cancelled before it started"))
             return
         if self._asked is not None:
-            self._end_unstarted(Outcome(reason=self._asked, detail="stopped before it started"))
+            self._end_unstarted(Outcome(reason=self._asked, detail=self._why or "stopped before it started"))
             return
         try:
             limit = self._settings.journal_max_bytes
@@ -129,6 +134,8 @@ class AttemptRun:
         except (InvalidJob, NotFound) as error:
             failure = Failure(type=type(error).__name__, message=error.message)
             self._end_unstarted(Outcome(reason=Reason.INVALID_JOB, detail=error.message, failure=failure))
+            if isinstance(error, NotFound):
+                check_not_behind(self._store.job(self.job_id), self.number)
             return
         except OSError as error:
             detail = f"the attempt could not be started on this host: {error}"
@@ -157,6 +164,11 @@ class AttemptRun:
 
     @property
     def taken_path(self) -> Path:
+    @property
+    def asked(self) -> bool:
+        """Whether it was asked to stop."""
+        return self._asked is not None
+
         return taken_path(self._settings.home, self.job_id, self.number, os.getpid())
 
     # -- the loop --------------------------------------------------------------------------------------------------
@@ -169,20 +181,25 @@ class AttemptRun:
             self._keep_time()
             self._keep_watch()
         try:
-            if self._asked is not Reason.FENCED:
+            if self._asked is not Reason.FENCED and time.monotonic() >= self._silent_until_s:
                 self._talk(bus)
         except Fenced as error:
             self._log.warning("attempt_fenced", why=error.message)
             self.stop(Reason.FENCED)
-        except NotFound as error:  # the server lost its data: training goes on, and there is nobody to report to
-            if self.phase is Phase.DRAINING:
-                self._log.error("attempt_unknown_to_the_bus", why=error.message)
-                self.phase = Phase.DONE
+        except (NotFound, ServerBehind) as error:  # training goes on; what is to be told waits, also after its end
+            self._wait_for_records(error.message)
         if self._asked is Reason.FENCED and self.phase is Phase.DRAINING:
             self.phase = Phase.DONE
 
     def _talk(self, bus: Patience) -> None:
         now_s = time.monotonic()
+    def _wait_for_records(self, why: str) -> None:
+        now_s = time.monotonic()
+        self._silent_until_s = now_s + self._settings.control_poll_s
+        if now_s >= self._complain_at_s:
+            self._complain_at_s = now_s + COMPLAIN_S
+            self._log.error("server_is_behind", why=why, todo=BACKUP)
+
         if self.phase is Phase.RUNNING:
             if now_s >= self._next_control_s:
                 self._next_control_s = now_s + self._settings.control_poll_s
@@ -214,6 +231,10 @@ class AttemptRun:
         job = self._store.job(self.job_id)
         if job.attempt != self.number or job.slot != self._slot.id or job.state not in ACTIVE:
             raise Fenced(f"the job is {job.state}, and attempt {job.attempt} is its newest")
+        check_not_behind(job, self.number)
+        if job.state is JobState.QUEUED and job.attempt == self.number and job.slot == self._slot.id:
+            # We have it, so the server has lost the claim.
+            job = self._store.claim(self.job_id, self.number, worker_pid=os.getpid())
         if job.state is JobState.CANCELLING:
             self.stop(Reason.CANCELLED)
         elif job.state is JobState.PAUSING:

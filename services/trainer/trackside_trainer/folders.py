@@ -63,6 +63,15 @@ class Folders:
         return self.data / "jobs" / self.job / "checkpoints"
 
 
+def newest_attempt(data: Path, job_id: str) -> int:
+    """The largest number of an attempt of this job that has a folder here, 0 if there is none."""
+    attempts = Folders(data=data, job=job_id, attempt=0).root.parent
+    try:
+        return max((int(path.name) for path in attempts.iterdir() if path.name.isdecimal()), default=0)
+    except FileNotFoundError:
+        return 0
+
+
 def prepare(folders: Folders, store: Store, job: Job, slot: Slot, *, journal_max_bytes: int) -> AttemptContext:
     """Make the folders, unpack what was submitted and write the context.
 

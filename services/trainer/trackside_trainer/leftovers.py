@@ -10,11 +10,12 @@ from typing import Final
 
 from trackside import logs, processes
 from trackside.config import Settings
-from trackside.errors import ConfigurationError, Fenced, NotFound
+from trackside.errors import ConfigurationError, Fenced, NotFound, ServerBehind
 from trackside.models import AttemptState, Outcome, Reason
 from trackside.sdk.page import ControlPage
 from trackside.store import Store
 from trackside_trainer import evidence, launch
+from trackside_trainer.attempt import BACKUP
 from trackside_trainer.ending import Exit, judge
 from trackside_trainer.folders import Folders
 from trackside_trainer.patience import Patience
@@ -22,6 +23,7 @@ from trackside_trainer.shipping import JournalTail, OutputTail, end_record, ship
 from trackside_trainer.slotfiles import TakenAttempt
 
 _KILL_LIMIT_S: Final = 2.0
+_ASK_AGAIN_S: Final = 0.5
 _BUDGET_S: Final = 0.05  # of one look: the agent has other workers to see to
 
 
@@ -44,6 +46,7 @@ class Leftover:
         self._seen_s = time.monotonic()
         self._by = by
         self._folders = Folders(data=settings.data_dir, job=taken.job, attempt=taken.attempt)
+        self._silent_until_s = 0.0
         self._ours: bool | None = None  # None: not looked yet
         self._journal = JournalTail(store, taken.job, taken.attempt, self._folders.journal, storage)
         self._output = OutputTail(
@@ -65,11 +68,18 @@ class Leftover:
 
     def advance(self, bus: Patience) -> bool:
         """Go on with shipping and reporting; True once nothing is left to do."""
+        if time.monotonic() < self._silent_until_s:
+            return False
         try:
             done = bus.call(self._advance) is True
-        except (Fenced, NotFound) as error:  # it was ended elsewhere, or the server does not know it any more
+        except Fenced as error:  # it was ended elsewhere
             self._log.info("leftover_given_up", why=error.message)
             done = bus.call(self._discard) is True
+        except (NotFound, ServerBehind) as error:  # the server has lost its record, which comes back
+            if self._silent_until_s == 0.0:
+                self._log.error("server_is_behind", why=error.message, todo=BACKUP)
+            self._silent_until_s = time.monotonic() + _ASK_AGAIN_S
+            return False
         if done:
             self.path.unlink(missing_ok=True)
         return done

@@ -53,18 +53,21 @@ class _FencedStream:
 
     def __init__(self, client: Client, stream: str, number: int, send: Callable[[int, bytes], Shipped]) -> None:
         self._client, self._stream, self._number, self._send = client, stream, number, send
+        self._connections = client.connections
         self._reached: int | None = None  # None: ask the stream
+        self._asked = -1  # behind which connection
         self._pending: _Entry | None = None
 
     def reached(self) -> int:
         """Up to which byte the stream has the file; raises Fenced when a newer attempt owns the stream."""
-        if self._reached is None:
+        made = self._connections.settle()
+        if self._reached is None or self._asked != made:  # a new connection: the server may have come back older
             found = streams.last_sequence(self._client, self._stream, self._number)
             if found is None:
                 raise Fenced(f"{self._stream} belongs to a newer attempt than {self._number}")
             if self._pending is not None and found != self._pending.start:
                 self._pending = None  # it had arrived, or the server lost more than this entry
-            self._reached = found
+            self._reached, self._asked = found, made
         return self._reached
 
     @property
@@ -98,6 +101,7 @@ class JournalTail:
         """`on_accepted` is told the step of each checkpoint that the store has taken."""
         self._store, self._job, self._number, self._path, self._storage = store, job_id, number, path, storage
         self._on_accepted = on_accepted
+        self._told = 0  # up to which byte the records' facts have been told once
         client = store.client
         self._stream = _FencedStream(
             client,
@@ -116,7 +120,8 @@ class JournalTail:
         builder, end = BatchBuilder(), reached
         for after, record in JournalReader(self._path, reached).read():
             if after - end <= _RECORD_MAX_BYTES:
-                self._tell(record)
+                self._tell(record, again=after <= self._told)
+                self._told = max(self._told, after)
                 builder.add(record)
             end = after
             if builder.full or end - reached >= MAX_BYTES:
@@ -127,11 +132,14 @@ class JournalTail:
         self._stream.ship(_Entry(start=reached, end=end, data=encode(builder.build())))
         return True
 
-    def _tell(self, record: dict[str, Any]) -> None:
+    def _tell(self, record: dict[str, Any], *, again: bool) -> None:
+        """Tell the store; `again`, since the server had lost it: only what it needs, and takes once anyway."""
         store, job, number = self._store, self._job, self._number
         match record["k"]:
             case "ck":
                 self._tell_checkpoint(record)
+            case _ if again:
+                pass
             case "begin":
                 total, first = whole(record.get("total")), whole(record.get("from"))
                 store.note_attempt(job, number, EventKind.NOTE, "begin", total_steps=total, first_step=first)

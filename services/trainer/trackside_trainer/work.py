@@ -15,12 +15,13 @@ from trackside import logs, processes
 from trackside.bus import beats, queue
 from trackside.bus.client import ResponseError, bus_errors, connect
 from trackside.config import Settings
-from trackside.errors import DecodeError, Fenced, InvalidJob, NotFound
+from trackside.errors import DecodeError, Fenced, InvalidJob, NotFound, ServerBehind
 from trackside.ids import parse_rq_job_id
-from trackside.models import Beat, Job, Reason, Role, Slot
+from trackside.models import AttemptState, Beat, Job, Reason, Role, Slot
 from trackside.store import Store
 from trackside_trainer import slotfiles
-from trackside_trainer.attempt import AttemptRun, Phase
+from trackside_trainer.attempt import BACKUP, COMPLAIN_S, AttemptRun, Phase
+from trackside_trainer.folders import newest_attempt
 from trackside_trainer.patience import Patience
 from trackside_trainer.worker import STRANGE, Carried, SlotWorker
 
@@ -51,6 +52,7 @@ class Work:
         self._agent_seen_s = time.monotonic()
         self._next_agent_look_s = 0.0
         self._next_beat_s = 0.0
+        self._complain_at_s = 0.0
         self._started_at_ms = time.time_ns() // 1_000_000
         self._log = logs.get()
 
@@ -156,7 +158,11 @@ class Work:
 
     def _drive(self, run: AttemptRun) -> None:
         if not self._begun:
-            self._begun = self._bus.call(lambda: self._begin(run)) or False
+            try:
+                self._begun = self._bus.call(lambda: self._begin(run)) or False
+            except (NotFound, ServerBehind) as error:  # its record and snapshot come back first
+                self._wait_for_records(run.job_id, error.message)
+                return
             if not self._begun and self._bus.away:
                 self._pause(self._bus.wait_s())
             return
@@ -168,6 +174,14 @@ class Work:
         run.tick(self._bus)
         if run.phase is Phase.DONE:
             self._finish(run)
+
+    def _wait_for_records(self, job_id: str, why: str) -> None:
+        """The server has lost records: what would be done without them is done when they are back."""
+        now_s = time.monotonic()
+        if now_s >= self._complain_at_s:
+            self._complain_at_s = now_s + COMPLAIN_S
+            self._log.error("server_is_behind", job=job_id, why=why, todo=BACKUP)
+        self._pause(self._settings.control_poll_s)
 
     def _begin(self, run: AttemptRun) -> bool:
         if self._stopping:
@@ -239,6 +253,10 @@ class Work:
         try:
             rq_job, job_id, number = self._checked(rq_id)
             job = self._claimed(job_id, number)
+        except ServerBehind as error:
+            self._look_for_left = True
+            self._wait_for_records(rq_id, error.message)
+            return False
         except _REFUSED as error:
             self._refuse(rq_id, error)
             return True
@@ -258,6 +276,7 @@ class Work:
     def _claimed(self, job_id: str, number: int) -> Job:
         """Say on the disk that we have it, before the store does: whoever finds us dead can then end it."""
         home = self._settings.home
+        self._check_never_ran(job_id, number)
         path = slotfiles.taken_path(home, job_id, number, os.getpid())
         slotfiles.TakenAttempt(
             slot=self._slot.id,
@@ -272,6 +291,16 @@ class Work:
         except Fenced:
             path.unlink(missing_ok=True)
             raise
+
+    def _check_never_ran(self, job_id: str, number: int) -> None:
+        """Raise ServerBehind where this attempt, or a later one, has run here: the server has forgotten it."""
+        ran = newest_attempt(self._settings.data_dir, job_id)
+        if ran < number or self._store.attempt(job_id, number).state is not AttemptState.ASSIGNED:
+            return
+        raise ServerBehind(
+            f"the server gives out attempt {number} of {job_id!r}, and attempt {ran} of it has run here: {BACKUP}",
+            job=job_id,
+        )
 
     def _refuse(self, rq_id: str, error: Exception) -> None:
         self._log.warning("rq_job_refused", rq_job=rq_id[:100], why=str(error) or type(error).__name__)

@@ -1,0 +1,299 @@
+"""Keeps the ledger, notices when the server has less than it, and writes the records back.
+
+`settle` is called before each round of a leader and costs nothing while the connection stands. Behind a new connection
+another server may answer, so nothing is done until it has been compared with the ledger: every act of the supervisor
+asks `sure` inside of its own transaction.
+
+The rebuild goes job by job, each in one guarded transaction, and how far the events were taken in moves on only when
+all are done. So whoever dies in the middle, the next leader finds the same thing missing and goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, Final, cast
+
+from trackside import logs
+from trackside.bus import keys, streams
+from trackside.bus.client import Client, WatchError
+from trackside.bus.leases import Lease
+from trackside.codec import encode_fields
+from trackside.config import Settings
+from trackside.errors import Conflict, IllegalTransition, NotFound
+from trackside.models import Attempt, AttemptState, Breaker, Event, EventKind, Job, Slot
+from trackside.restoring import Held, Written, held, put_back
+from trackside.store import Store
+from trackside_supervisor import older
+from trackside_supervisor.crashpoints import here
+from trackside_supervisor.ledger import ENDED_KEPT, Kept, Ledger
+from trackside_supervisor.older import Verdict
+
+REBUILT: Final = "records rebuilt"
+_PAGE: Final = 500
+_RETRY_S: Final = 5.0
+
+
+class SureLease(Lease):
+    """A lease that lets nothing be written to a server that has not been compared with the ledger."""
+
+    def __init__(self, client: Client, owner: str, ttl_s: float, sure: Callable[[], bool]) -> None:
+        super().__init__(client, owner, ttl_s)
+        self._sure = sure
+
+    def guard(self, owner: bytes | None) -> None:
+        super().guard(owner)
+        if not self._sure():
+            raise Conflict("the connection is a new one: the server behind it is compared with the ledger first")
+
+
+class Keeper:
+    """The ledger of a leading supervisor. `renew` keeps the lease through long work; False: it is lost."""
+
+    def __init__(self, settings: Settings, client: Client, store: Store, renew: Callable[[], bool]) -> None:
+        self._folder = settings.home.absolute() / "ledger"
+        self._client, self._store, self._renew = client, store, renew
+        self._connections = client.connections
+        self._compared = -1  # with the server behind this connection
+        self._ledger: Ledger | None = None
+        self._new = False
+        self._retry_at_s: float | None = None  # after the disk did not take it
+        self._log = logs.get()
+
+    @property
+    def sure(self) -> bool:
+        """Whether the server that answers is the one that was compared with the ledger."""
+        return self._compared == self._connections.made
+
+    def forget(self) -> None:
+        """Another one leads, and keeps its own ledger from here on."""
+        self._compared = -1
+        if self._ledger is not None:
+            self._ledger.close()
+            self._ledger = None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether there was no ledger here to compare the server with."""
+        return self._new
+
+    def settle(self) -> Verdict | None:
+        """Make sure that the server has what the ledger has, and the ledger what the server has.
+
+        None: there was nothing new to look at. Raises BusError when the server goes away meanwhile, Conflict when the
+        lease does.
+        """
+        if self._compared == self._connections.settle() and (self._ledger is not None or not self._may_open()):
+            return None
+        try:
+            return self._compare()
+        except OSError as error:
+            self._give_up(error)
+            self._compared = self._connections.made
+            return Verdict.WHOLE
+        except BaseException:
+            self._compared = -1
+            raise
+
+    def _may_open(self) -> bool:
+        return self._retry_at_s is None or time.monotonic() >= self._retry_at_s
+
+    def _compare(self) -> Verdict:
+        opened = self._ledger is None
+        ledger = self._ledger = self._ledger or Ledger.open(self._folder)
+        look = self._look(ledger)
+        while not self.sure:
+            self._compared = self._connections.made
+            look = self._look(ledger)
+        verdict = older.judge(look)
+        self._new = ledger.cursor is None
+        if verdict is Verdict.OLDER:
+            self._rebuild(ledger)
+        if ledger.cursor is None or verdict is not Verdict.WHOLE:
+            self._take_all(ledger)
+        elif opened:
+            self._take_news(ledger)
+        return verdict
+
+    def _look(self, ledger: Ledger) -> older.Look:
+        """One round trip: on a line that breaks often this is asked often."""
+        seen, live = ledger.cursor or "0-0", ledger.live()
+        with self._client.pipeline(transaction=False) as pipe:
+            pipe.xrange(keys.EVENTS, min=seen, max=seen, count=1)
+            pipe.xrange(keys.EVENTS, count=1)
+            pipe.xlen(keys.EVENTS)
+            for job in live:
+                pipe.hget(keys.job(job.id), "attempt")
+            still, first, events, *there = pipe.execute()
+        return older.Look(
+            seen=ledger.cursor,
+            still_there=bool(still),
+            first=first[0][0].decode() if first else None,
+            events=events,
+            known={job.id: job.attempt for job in live},
+            there={job.id: None if raw is None else int(raw) for job, raw in zip(live, there, strict=True)},
+        )
+
+    # -- taking in -------------------------------------------------------------------------------------------------
+
+    def cursor(self) -> str:
+        """How far events have been taken in."""
+        if self._ledger is not None and self._ledger.cursor is not None:
+            return self._ledger.cursor
+        return streams.newest_event_id(self._client)
+
+    def take_in(self, jobs: Iterable[Job], cursor: str | None = None) -> None:
+        """Note what the server has of these jobs now, and up to which event that is."""
+        self._append(lambda ledger: self._note(ledger, jobs, cursor))
+
+    def given(self, job: Job, slot: Slot, at_ms: int) -> None:
+        """Note at once that a number was given out: should the server lose it, it must never be given again."""
+        attempt = Attempt(
+            job=job.id, number=job.attempt, state=AttemptState.ASSIGNED, slot=slot.id, host=slot.host,
+            assigned_at_ms=at_ms,
+        )  # fmt: skip
+        self._append(lambda ledger: ledger.append([Kept(job=job, attempts={job.attempt: attempt})]))
+
+    def take_slots(self, slots: Iterable[Slot], breakers: Iterable[Breaker]) -> None:
+        """Note all slots and their breakers."""
+        now = tuple(slots), tuple(sorted(breakers, key=lambda breaker: breaker.slot))
+        self._append(lambda ledger: ledger.append(slots=now[0], breakers=now[1]))
+
+    def _append(self, act: Callable[[Ledger], None]) -> None:
+        if self._ledger is None or not self.sure:
+            return
+        try:
+            act(self._ledger)
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        """Go on without a ledger, and open it again later: what it lacks is then taken in."""
+        if self._retry_at_s is None:
+            self._log.error("ledger_not_written", folder=str(self._folder), why=str(error))
+        self._retry_at_s = time.monotonic() + _RETRY_S
+        if self._ledger is not None:
+            self._ledger.close()
+        self._ledger = None
+
+    def _note(self, ledger: Ledger, jobs: Iterable[Job], cursor: str | None = None) -> None:
+        here("before ledger")
+        found: list[Kept] = []
+        for job in jobs:
+            known = ledger.jobs.get(job.id)
+            after = known.last_id if known is not None and known.history else "-"
+            now = held(self._store, job, first=max(1, known.job.attempt if known is not None else 1), after=after)
+            found.append(Kept(job=now.job, attempts=dict(now.attempts), history=list(now.history)))
+            self._copy_snapshot(ledger, job.spec.snapshot)
+        if self.sure:  # else it may be a server with less that has answered
+            ledger.append(found, cursor=cursor)
+        here("after ledger")
+
+    def _copy_snapshot(self, ledger: Ledger, sha256: str | None) -> None:
+        if sha256 is None or ledger.has_snapshot(sha256):
+            return
+        try:
+            ledger.keep_snapshot(sha256, self._store.snapshot(sha256))
+        except NotFound:
+            self._log.warning("snapshot_gone", sha256=sha256)
+
+    def _take_news(self, ledger: Ledger) -> None:
+        """Catch up with the events since the last one taken in."""
+        while True:
+            cursor = ledger.cursor or "0-0"
+            page = streams.read_events(self._client, cursor, block_s=0.001, count=_PAGE)
+            if not page:
+                return
+            self._note(ledger, self._store.jobs({event.job for _, event in page if event and event.job}), page[-1][0])
+
+    def _take_all(self, ledger: Ledger) -> None:
+        """Read everything: a new ledger, or one that the events have outrun."""
+        cursor = streams.newest_event_id(self._client)
+        wanted = {*self._store.live_job_ids(), *self._store.job_ids(ENDED_KEPT)}
+        for job_id in sorted(wanted):
+            self._renew()
+            self._note(ledger, self._store.jobs([job_id]))
+        self._note(ledger, (), cursor)
+
+    # -- writing back ----------------------------------------------------------------------------------------------
+
+    def _rebuild(self, ledger: Ledger) -> None:
+        self._log.error("server_is_older", seen=ledger.cursor, jobs=len(ledger.jobs))
+        here("before rebuild")
+        rebuilt = 0
+        for kept in sorted(ledger.jobs.values(), key=lambda kept: kept.job.created_at_ms):
+            if not self._renew():
+                raise Conflict("another supervisor leads now, and goes on with the rebuild")
+            rebuilt += self._restore(ledger, kept)
+            here("rebuilding")
+        self._restore_slots(ledger)
+        here("after rebuild")
+        self._log.warning("records_rebuilt", jobs=rebuilt)
+
+    def _restore(self, ledger: Ledger, kept: Kept) -> bool:
+        """Write one job back; whether anything was missing."""
+        job_id, sha256 = kept.job.id, kept.job.spec.snapshot
+        archive = ledger.snapshot(sha256) if sha256 is not None else None
+        if sha256 is not None and archive is not None:
+            self._client.set(keys.snapshot(sha256), archive, nx=True)
+        ours = Held(job=kept.job, attempts=kept.attempts, history=tuple(kept.history))
+        asked: tuple[tuple[str, str], ...] = ()
+
+        def decide(theirs: Held | None, now: int) -> Written | None:
+            nonlocal asked
+            merged = older.merge(ours, theirs)
+            if merged is None:
+                return None
+            asked = merged.asked
+            note = self._told(merged, theirs, now)
+            return Written(held=merged.held, more=(*merged.more, note))
+
+        if not put_back(self._store, job_id, decide):
+            return False
+        self._log.warning("job_rebuilt", job=job_id, attempt=kept.job.attempt)
+        self._ask_again(job_id, asked)
+        return True
+
+    def _told(self, merged: older.Merged, theirs: Held | None, now: int) -> Event:
+        job = merged.held.job
+        lost = f"{merged.lost_events} of its {len(merged.held.history)} events"
+        had = "without this job" if theirs is None else f"with attempt {theirs.job.attempt} of it and without {lost}"
+        text = f"the server came back {had}; the records were rebuilt from the ledger, attempt {job.attempt}"
+        return self._store.job_event(
+            job, EventKind.NOTE, now, cause=REBUILT, level="warning", text=text, lost_events=merged.lost_events,
+            attempts=len(merged.held.attempts), there=theirs.job.attempt if theirs is not None else None,
+        )  # fmt: skip
+
+    def _ask_again(self, job_id: str, asked: tuple[tuple[str, str], ...]) -> None:
+        """What people asked of the job since the server came back, in their own name."""
+        for wish, by in asked:
+            store = Store(self._client, by=by)
+            asks = {older.CANCEL: store.cancel, older.PAUSE: store.pause, older.RESUME: store.resume}
+            try:
+                asks[wish](job_id)
+            except (IllegalTransition, NotFound) as error:
+                self._log.warning("request_dropped", job=job_id, asked=wish, why=error.message)
+
+    def _restore_slots(self, ledger: Ledger) -> None:
+        """Slots come back by their agents; what people set on them, and their breakers, come back from here."""
+        there = {slot.id: slot for slot in self._store.slots()}
+        for slot in ledger.slots:
+            self._put(keys.slot(slot.id), slot)
+            if slot.cordoned and slot.id in there and not there[slot.id].cordoned:
+                self._client.hset(keys.slot(slot.id), "cordoned", "true")
+        for breaker in ledger.breakers:
+            self._put(keys.breaker(breaker.slot), breaker)
+
+    def _put(self, key: str, record: Slot | Breaker) -> None:
+        """Write a record where there is none."""
+        with self._store.client.pipeline() as pipe:
+            raw, _ = self._store.look(pipe, key, ("HGETALL", key))
+            if raw:
+                return
+            pipe.multi()
+            pipe.hset(key, mapping=cast(Any, encode_fields(record)))
+            if isinstance(record, Slot):
+                pipe.sadd(keys.SLOTS, record.id)
+            with suppress(WatchError):  # its owner has just written it
+                pipe.execute()

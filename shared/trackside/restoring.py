@@ -1,0 +1,115 @@
+"""A job's records written back as a whole, to a server that has lost them or has older ones.
+
+The one place besides `store.py` that writes them, under the same guard: the job's key and the leader's lease are
+watched, and so are its streams, since a trainer goes on writing to them meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from trackside.bus import keys, streams
+from trackside.bus.client import Pipeline, WatchError
+from trackside.codec import decode, decode_fields, encode, encode_fields
+from trackside.errors import Conflict, DecodeError
+from trackside.models import Attempt, Event, Job
+from trackside.slotstore import TRIES, decoded
+from trackside.store import Store
+
+_LAST: Final = ("+", "-", "COUNT", "1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Held:
+    """All that one side has of a job: its record, its attempts by number, its history with the entries' ids."""
+
+    job: Job
+    attempts: Mapping[int, Attempt]
+    history: tuple[tuple[str, Event], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Written:
+    """What a job's records are to be; `more` comes after the history and is told to who listens."""
+
+    held: Held
+    more: tuple[Event, ...]
+
+
+def held(store: Store, job: Job, *, first: int = 1, after: str = "-") -> Held:
+    """What the server has of a job: attempts from number `first` on, events after an id, both as they stand at once."""
+    numbers = range(first, job.attempt + 1)
+    with store.client.pipeline() as pipe:
+        pipe.hgetall(keys.job(job.id))
+        pipe.xrange(keys.history(job.id), min=after if after == "-" else f"({after}")
+        for number in numbers:
+            pipe.hgetall(keys.attempt(job.id, number))
+        raw, history, *attempts = pipe.execute()
+    return Held(job=decode_fields(Job, raw) if raw else job, attempts=_attempts(attempts), history=_events(history))
+
+
+def put_back(store: Store, job_id: str, decide: Callable[[Held | None, int], Written | None]) -> bool:
+    """Read all that the server has of a job, ask `decide(held, now_ms)`, write what it returns; whether it wrote.
+
+    Opens the job's streams for its newest attempt, so that older ones stay shut out. `decide` may run several times.
+    """
+    key, history = keys.job(job_id), keys.history(job_id)
+    fenced = (keys.metrics(job_id), keys.output(job_id))
+    reads = [("HGETALL", key), ("XRANGE", history, "-", "+"), *(("XREVRANGE", stream, *_LAST) for stream in fenced)]
+    for _ in range(TRIES):
+        with store.client.pipeline() as pipe:
+            pipe.watch(history, *fenced)
+            raw, entries, *newest, now = store.look(pipe, key, *reads)
+            job = decode_fields(Job, raw) if raw else None
+            numbers = range(1, job.attempt + 1) if job is not None else ()
+            attempts = [cast(dict[bytes, bytes], pipe.hgetall(keys.attempt(job_id, number))) for number in numbers]
+            there = (
+                Held(job=job, attempts=_attempts(attempts), history=_events(entries or [])) if job is not None else None
+            )
+            written = decide(there, now)
+            if written is None:
+                return False
+            pipe.multi()
+            _write(pipe, written)
+            for stream, last in zip(fenced, newest, strict=True):
+                number = written.held.job.attempt
+                if number and (not last or keys.parse_entry_id(last[0][0])[0] < number):
+                    pipe.xadd(stream, {"open": str(number)}, id=keys.entry_id(number, 0))
+            try:
+                pipe.execute()
+            except WatchError:
+                continue
+            return True
+    raise Conflict(f"job {job_id!r} is being written by others without a pause: try again", job=job_id)
+
+
+def _write(pipe: Pipeline, written: Written) -> None:
+    job = written.held.job
+    pipe.zadd(keys.JOBS, {job.id: job.created_at_ms})
+    (pipe.srem if job.state.terminal else pipe.sadd)(keys.LIVE_JOBS, job.id)
+    records: list[tuple[str, Job | Attempt]] = [(keys.job(job.id), job)]
+    records += [(keys.attempt(job.id, number), attempt) for number, attempt in written.held.attempts.items()]
+    for key, record in records:
+        pipe.delete(key)
+        pipe.hset(key, mapping=cast(Any, encode_fields(record)))
+    pipe.delete(keys.history(job.id))
+    for entry, event in written.held.history:
+        pipe.xadd(keys.history(job.id), {b"d": encode(event)}, id=entry)
+    for event in written.more:
+        streams.append_event(pipe, event)
+
+
+def _attempts(hashes: list[dict[bytes, bytes]]) -> dict[int, Attempt]:
+    return {attempt.number: attempt for attempt in decoded(Attempt, hashes)}
+
+
+def _events(entries: list[Any]) -> tuple[tuple[str, Event], ...]:
+    found: list[tuple[str, Event]] = []
+    for raw_id, fields in entries:
+        try:
+            found.append((raw_id.decode(), decode(Event, fields[b"d"])))
+        except (DecodeError, KeyError):
+            continue
+    return tuple(found)

@@ -1,0 +1,123 @@
+"""A server that comes back empty or older: noticed at once, nothing runs twice, and the records are rebuilt."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from system import TRAIN, System, running_system
+from trackside import oracle, witness
+from trackside.cli.faults import frozen
+from trackside.models import Job, JobState, Role
+from trackside.processes import look
+from trackside.retry import until_reachable
+from trackside.testing import wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+QUICK = {
+    "beat_s": "0.25", "beat_ttl_s": "1.5", "silent_margin_s": "0.5", "lease_ttl_s": "1.5", "backoff_first_s": "0.2",
+    "backoff_max_s": "0.5", "stop_grace_s": "5", "log_format": "json",
+}  # fmt: skip
+STEPS = 500
+WAITED_S = 60.0
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "train.py"
+    path.write_text(TRAIN)
+    return path
+
+
+@contextmanager
+def system_in(home: Path, *, slots: str = "cpu:1") -> Iterator[System]:
+    with running_system(home, "--slots", slots, "--no-dashboard", **QUICK) as system:
+        yield system
+
+
+def data(system: System) -> Path:
+    return system.home / "redis" / "appendonlydir"
+
+
+@contextmanager
+def server_down(system: System) -> Iterator[None]:
+    """The server is killed, and stays away until its data has been seen to; the launcher starts it again."""
+    up = system.beat(Role.LAUNCHER)
+    assert up is not None
+    pid = up.children["redis"]
+    with frozen([up.pid]):
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: (found := look(pid)) is None or found.state == "Z", 10.0, "the server did not die")
+        yield
+
+
+def told(system: System, service: str, event: str) -> list[dict[str, object]]:
+    """What a service logged under that name."""
+    lines = (system.home / "logs" / f"{service}.log").read_text().splitlines()
+    found = [json.loads(line) for line in lines if line.startswith("{")]
+    return [line for line in found if line.get("event") == event]
+
+
+def back(system: System, job_id: str) -> Job:
+    """The job's record once the server has it again."""
+
+    def there() -> Job | None:
+        found = until_reachable(lambda: system.store.jobs([job_id]), limit_s=WAITED_S)
+        return found[0] if found else None
+
+    job = wait_until(there, 30.0, f"{job_id} did not come back")
+    assert job is not None
+    return job
+
+
+def rebuilt(system: System, job_id: str) -> int:
+    return sum(event.cause == "records rebuilt" for event in system.events(job_id))
+
+
+def assert_right(system: System, job_ids: list[str]) -> None:
+    history = witness.read(system.store, job_ids, home=system.home)
+    assert oracle.check(history) == []
+
+
+def undisturbed(system: System, script: Path) -> dict[int, float]:
+    job_id = system.submit(script, args=("--steps", str(STEPS), "--step-ms", "1"))
+    assert system.ended(job_id).state is JobState.SUCCEEDED
+    return system.series(job_id, "loss")
+
+
+def test_a_server_that_comes_back_empty_gets_its_records_back_and_nothing_runs_twice(
+    fresh_home: Path, script: Path
+) -> None:
+    with system_in(fresh_home) as system:
+        expected = undisturbed(system, script)
+        done = system.store.job_ids()[0]
+        runs = system.submit(script, args=("--steps", str(STEPS)))
+        queued = system.submit(script, args=("--steps", "20", "--step-ms", "1"))
+        beat = system.stepping(runs, 100)
+        before = system.events(runs)
+
+        with server_down(system):
+            shutil.rmtree(data(system))
+
+        assert back(system, runs).attempt == 1
+        again = system.stepping(runs, (beat.step or 0) + 20)
+        assert again.attempt_pid == beat.attempt_pid, "the training was disturbed"
+        assert system.events(runs)[: len(before)] == before
+        assert system.ended(runs).state is JobState.SUCCEEDED
+        assert system.ended(queued).state is JobState.SUCCEEDED
+        assert back(system, done).state is JobState.SUCCEEDED
+
+        assert [(job.id, job.attempt) for job in system.store.jobs([done, runs, queued])] == [
+            (done, 1), (runs, 1), (queued, 1),
+        ]  # fmt: skip
+        assert system.series(runs, "loss") == expected
+        assert [rebuilt(system, job_id) for job_id in (done, runs, queued)] == [1, 1, 1]
+        assert "rebuilt from the ledger" in system.cli("why", runs)
+        assert_right(system, [done, runs, queued])
