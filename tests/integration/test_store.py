@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -32,6 +34,7 @@ from trackside.models import (
     Role,
     Slot,
 )
+from trackside.processes import look
 from trackside.store import Change, Store
 from trackside.testing import wait_until
 
@@ -270,6 +273,24 @@ def test_beats_expire_but_their_deadline_stays_until_retired(bus_urls: Mapping[s
         return beats.read(client) == {}
 
     wait_until(forgotten, 2.0, "the late process is still on the books")
+
+
+@pytest.mark.parametrize("wrong_ms", [-3_600_000, 0, 3_600_000])
+def test_a_beat_tells_its_processs_start_in_the_servers_time(bus_urls: Mapping[str, str], wrong_ms: int) -> None:
+    """A worker that was replaced is judged by it, and a host's own clock may be an hour off."""
+    client = connect(bus_urls["trainer"])
+    told_ms = time.time_ns() // 1_000_000 + wrong_ms
+    beats.publish(
+        client, Beat(role=Role.WORKER, name="s", host="h", pid=os.getpid(), started_at_ms=told_ms, at_ms=0), 60.0
+    )
+    beat = beats.read(client)["worker:s"]
+    now_ms, _ = beats.deadlines(client)
+    started = look(os.getpid())
+    assert beat is not None
+    assert started is not None
+    since_boot_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+    age_ms = 1000 * (since_boot_s - started.started / os.sysconf("SC_CLK_TCK"))
+    assert abs(now_ms - beat.started_at_ms - age_ms) < 1000
 
 
 def test_a_slot_registered_again_keeps_what_people_set(store: Store) -> None:

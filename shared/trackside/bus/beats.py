@@ -6,6 +6,7 @@ events, which come late when many keys have a TTL.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,8 +17,10 @@ from trackside.bus.client import Client, Pipeline, now_ms
 from trackside.codec import decode, encode
 from trackside.errors import DecodeError
 from trackside.models import Beat, Role
+from trackside.processes import start_time
 from trackside.retry import at_once
 
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 _CLOCK_SLACK_MS: Final = 500  # a slow line's delay is less; a server that was moved or set shows more
 
 
@@ -25,7 +28,8 @@ def publish(client: Client, beat: Beat, ttl_s: float, also: Callable[[Pipeline],
     """Write a beat and move its deadline to `ttl_s` from now; `also` puts more on the same way.
 
     One round trip: what the server's clock says now is reckoned from its last answer, since a slow or breaking line
-    may not carry two. If the answer shows that this was wrong, the beat is written once more.
+    may not carry two. If the answer shows that this was wrong, the beat is written once more. When this process started
+    is told in the server's time too, whatever its own clock says.
     """
     ttl_ms = int(ttl_s * 1000)
     if client.server_ahead_ms is None:
@@ -35,7 +39,8 @@ def publish(client: Client, beat: Beat, ttl_s: float, also: Callable[[Pipeline],
         reckoned = _since_boot_ms() + (client.server_ahead_ms or 0)
         with client.pipeline(transaction=False) as pipe:
             pipe.time()
-            pipe.set(keys.beat(beat.role, beat.name), encode(replace(beat, at_ms=reckoned)), px=ttl_ms)
+            stamped = replace(beat, at_ms=reckoned, started_at_ms=_started_at_ms(beat, client.server_ahead_ms or 0))
+            pipe.set(keys.beat(beat.role, beat.name), encode(stamped), px=ttl_ms)
             pipe.zadd(keys.DEADLINES, {keys.deadline_member(beat.role, beat.name): reckoned + ttl_ms})
             also(pipe)
             (seconds, micros), *_ = pipe.execute()
@@ -83,6 +88,12 @@ def _decoded(raw: bytes | None) -> Beat | None:
         return None if raw is None else decode(Beat, raw)
     except DecodeError:
         return None
+
+
+def _started_at_ms(beat: Beat, server_ahead_ms: int) -> int:
+    """When this process started, in the server's time; another's is passed on as it was told."""
+    ticks = start_time(beat.pid) if beat.pid == os.getpid() else None
+    return beat.started_at_ms if ticks is None else server_ahead_ms + ticks * 1000 // _TICKS_PER_S
 
 
 def _since_boot_ms() -> int:
