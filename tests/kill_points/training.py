@@ -1,6 +1,6 @@
 """Three trainings that between them use every part of a checkpoint; each job runs a copy of this file as a script.
 
-    mlp          generated points     SGD with momentum, steps of the rate, noise from a generator of its own
+    mlp          generated points     SGD with momentum, steps of the rate, noise from a generator of its own; epochs
     cnn          handwritten digits   AdamW, dropout, mixup drawn by numpy, a gradient scaler
     transformer  Python's help texts  AdamW, dropout, words hidden by Python's generator, an averaged model, `extra`
 
@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import random
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pydoc_data.topics import topics
 from typing import Any, Final
@@ -49,6 +50,7 @@ class Task:
     data: Dataset[Any]
     parts: Mapping[str, Any]
     loss: Callable[[Checkpointer, torch.Tensor, torch.Tensor], torch.Tensor]
+    by_epoch: bool = False  # whether the loader is iterated anew for each epoch
 
 
 class Augmented(Dataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -89,6 +91,7 @@ def mlp(steps: int) -> Task:
             "noise": noise,
         },
         loss=loss,
+        by_epoch=True,
     )
 
 
@@ -173,6 +176,20 @@ def transformer(steps: int) -> Task:
     )
 
 
+def batches(task: Task, step: int, workers: int) -> Iterator[Any]:
+    """The batches after `step`, without end."""
+    size = len(task.data)  # type: ignore[arg-type]  # torch's datasets need not have a length
+    if not task.by_epoch:
+        endless = EpochIndexSampler(size, seed=SEED, start=step * BATCH)
+        return iter(DataLoader(task.data, BATCH, sampler=endless, num_workers=workers))
+    an_epoch = size // BATCH
+    rest = EpochIndexSampler(size, seed=SEED, start=step // an_epoch * size + step % an_epoch * BATCH, epochs=1)
+    # Its own generator: each `iter` of a loader draws a number, of torch's global one if it has none.
+    own = torch.Generator()
+    loader = DataLoader(task.data, BATCH, sampler=rest, num_workers=workers, drop_last=True, generator=own)
+    return itertools.chain.from_iterable(itertools.repeat(loader))
+
+
 MODELS: Final = {"mlp": mlp, "cnn": cnn, "transformer": transformer}
 
 
@@ -232,9 +249,7 @@ def main() -> None:
     state = run.checkpointer(every=args.every, **parts)
     if args.leave_out == "extra":
         state.extra.clear()
-    position = 0 if args.leave_out == "position" else state.step * BATCH
-    sampler = EpochIndexSampler(len(task.data), seed=SEED, start=position)  # type: ignore[arg-type]
-    loader = DataLoader(task.data, BATCH, sampler=sampler, num_workers=args.workers)
+    loader = batches(task, 0 if args.leave_out == "position" else state.step, args.workers)
 
     model, optimizer, schedule = parts["model"], parts["optimizer"], parts["schedule"]
     scaler = parts.get("scaler") or torch.amp.GradScaler("cpu", enabled=False)
