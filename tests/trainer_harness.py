@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from trackside.bus import beats, queue, streams
 from trackside.bus.client import connect
+from trackside.config import Settings
 from trackside.errors import NotFound
 from trackside.ids import new_job_id
-from trackside.models import Attempt, AttemptState, Beat, Job, JobSpec, Outcome, Program, Slot
+from trackside.models import Attempt, AttemptState, Beat, Job, JobSpec, JobState, Outcome, Program, Slot
 from trackside.processes import look
 from trackside.snapshots import pack
 from trackside.store import Store
@@ -196,3 +199,33 @@ class Trainer:
 def kill(pid: int) -> None:
     """SIGKILL."""
     os.kill(pid, signal.SIGKILL)
+
+
+def _supervise(url: str, home: Path) -> None:
+    from trackside_supervisor import service
+
+    settings = Settings.from_environ({}, home=home, log_level="error", host="h", profile="test", lease_ttl_s=1.0)
+    supervisor = service.Supervisor(settings, connect(url, name="supervisor"), url)
+    signal.signal(signal.SIGTERM, supervisor.stop)
+    supervisor.run()
+
+
+@contextmanager
+def supervising(url: str, home: Path) -> Iterator[None]:
+    """A supervisor in a process of its own."""
+    process = multiprocessing.get_context("fork").Process(target=_supervise, args=(url, home))
+    process.start()
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.join(10)
+
+
+def supervised(trainer: Trainer, *, rounds: int) -> None:
+    """Wait until the supervisor has gone through that many rounds: in each it fails a job whose parent is cancelled."""
+    parent = trainer.submit(steps_script(1))
+    trainer.store.cancel(parent)
+    for _ in range(rounds):
+        child = trainer.submit(steps_script(1), after=(parent,))
+        wait_until(lambda: trainer.store.job(child).state is JobState.FAILED, 10, "the supervisor does not look")  # noqa: B023 -- called at once

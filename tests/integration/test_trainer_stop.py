@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Mapping
@@ -10,31 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from trackside.bus.client import connect
-from trackside.config import Settings
 from trackside.models import Job, JobState, Reason
 from trackside.testing import wait_until
-from trackside_supervisor import service
-from trainer_harness import Trainer, steps_script
+from trainer_harness import Trainer, steps_script, supervised, supervising
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
-FORK = multiprocessing.get_context("fork")
-
-
-def supervise(url: str, home: Path) -> None:
-    settings = Settings.from_environ({}, home=home, log_level="error", host="h", profile="test", lease_ttl_s=1.0)
-    supervisor = service.Supervisor(settings, connect(url, name="supervisor"), url)
-    signal.signal(signal.SIGTERM, supervisor.stop)
-    supervisor.run()
-
-
-@pytest.fixture
-def supervisor(bus_urls: Mapping[str, str], tmp_path: Path) -> Iterator[None]:
-    process = FORK.Process(target=supervise, args=(bus_urls["supervisor"], tmp_path))
-    process.start()
-    yield
-    process.terminate()
-    process.join(10)
 
 
 def becomes(trainer: Trainer, job_id: str, state: JobState, timeout_s: float) -> Job:
@@ -42,12 +21,10 @@ def becomes(trainer: Trainer, job_id: str, state: JobState, timeout_s: float) ->
     return trainer.store.job(job_id)
 
 
-def rounds(trainer: Trainer, count: int) -> None:
-    """Wait until the supervisor has gone through that many rounds: in each it fails a job whose parent is cancelled."""
-    parent = trainer.submit(steps_script(1), device="gpu")
-    trainer.store.cancel(parent)
-    for _ in range(count):
-        becomes(trainer, trainer.submit(steps_script(1), after=(parent,)), JobState.FAILED, 10)
+@pytest.fixture
+def supervisor(bus_urls: Mapping[str, str], tmp_path: Path) -> Iterator[None]:
+    with supervising(bus_urls["supervisor"], tmp_path):
+        yield
 
 
 @pytest.mark.usefixtures("supervisor")
@@ -65,7 +42,7 @@ def test_a_job_of_a_stopping_trainer_is_not_given_to_its_other_slot(
         try:
             trainer.process.terminate()
             becomes(trainer, job_id, JobState.QUEUED, 20)
-            rounds(trainer, 2)
+            supervised(trainer, rounds=2)
         finally:
             os.kill(other, signal.SIGCONT)
         assert trainer.stop() == 0

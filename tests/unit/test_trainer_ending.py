@@ -46,6 +46,10 @@ ERROR = {"type": "ValueError", "message": "bad\nmore", "traceback": "Traceback .
         (None, Exit(status=KILLED, asked=Reason.CANCELLED, killed_by_us=True), Reason.CANCELLED),
         (None, Exit(status=int(signal.SIGTERM), asked=Reason.PREEMPTED), Reason.PREEMPTED),
         (None, Exit(status=KILLED, asked=Reason.TIMEOUT, killed_by_us=True), Reason.TIMEOUT),
+        (None, Exit(status=KILLED, lost_gpu="GPU-a"), Reason.GPU_LOST),
+        (end("cuda_error", ERROR), Exit(status=FAILED, lost_gpu="GPU-a"), Reason.GPU_LOST),
+        (end("diverged", ERROR), Exit(status=FAILED, lost_gpu="GPU-a"), Reason.DIVERGED),
+        (None, Exit(status=KILLED, asked=Reason.CANCELLED, killed_by_us=True, lost_gpu="GPU-a"), Reason.CANCELLED),
     ],
 )
 def test_the_reason_follows_from_end_line_exit_status_and_what_was_asked(

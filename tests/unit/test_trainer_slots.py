@@ -10,7 +10,7 @@ import pytest
 from trackside.errors import ConfigurationError
 from trackside.models import Slot
 from trackside_trainer.slotfiles import ProcessLock, TakenAttempt, all_taken, storage_id, taken_path
-from trackside_trainer.slots import parse
+from trackside_trainer.slots import numbered, parse
 
 GPUS: list[dict[str, Any]] = [
     {"uuid": "GPU-aaaa", "name": "NVIDIA H100", "memory_total_mib": 81559},
@@ -42,6 +42,23 @@ def test_gpu_slots_are_pinned_by_uuid() -> None:
         ("GPU-aaaa", "NVIDIA H100", 81559)
     ]
     assert len(slots("GPU", GPUS)) == 2
+
+
+def test_a_gpu_keeps_its_number_whatever_the_driver_s_order_and_a_new_one_gets_another(tmp_path: Path) -> None:
+    def ids(*uuids: str) -> dict[str, str | None]:
+        found = numbered(tmp_path, [{"uuid": uuid} for uuid in uuids])
+        return {slot.id: slot.gpu_uuid for slot in slots("gpu", list(map(dict, found)))}
+
+    assert ids("GPU-a", "GPU-b") == {"box-gpu0": "GPU-a", "box-gpu1": "GPU-b"}
+    assert ids("GPU-b", "GPU-c", "GPU-a") == {"box-gpu0": "GPU-a", "box-gpu1": "GPU-b", "box-gpu2": "GPU-c"}
+    assert ids("GPU-b") == {"box-gpu1": "GPU-b"}
+    (tmp_path / "run" / "gpus.json").write_text("[torn")
+    assert ids("GPU-b") == {"box-gpu0": "GPU-b"}
+
+
+def test_a_gpu_slot_begins_as_blocked_until_its_gpu_was_looked_at() -> None:
+    assert all(slot.blocked for slot in slots("gpu", GPUS))
+    assert not any(slot.blocked for slot in slots("cpu:2"))
 
 
 @pytest.mark.parametrize("text", ["", "cpu", "cpu:0", "cpu:x", "cpu:-1", "cpu:9999", "tpu:1", "auto:2", "gpu:x"])

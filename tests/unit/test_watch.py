@@ -111,6 +111,7 @@ def test_a_slot_is_free_only_with_a_living_worker_that_takes_work_and_no_job() -
     assert free_slots([SLOT], [], alive) == [SLOT]
     assert free_slots([SLOT], [replace(a_job(), slot="h-cpu0")], alive) == []
     assert free_slots([replace(SLOT, cordoned=True)], [], alive) == []
+    assert free_slots([replace(SLOT, blocked="process 7 holds its GPU")], [], alive) == []
     assert free_slots([SLOT], [], {"worker:h-cpu0": None}) == []
     assert free_slots([SLOT], [], {"worker:h-cpu0": a_beat(stopping=True)}) == []
 

@@ -33,10 +33,11 @@ from trackside.processes import become_subreaper
 from trackside.retry import backoff_s
 from trackside.store import Store
 from trackside_trainer import slotfiles
+from trackside_trainer.gpuwatch import GpuWatch
 from trackside_trainer.leftovers import Leftover, death_of
 from trackside_trainer.patience import Patience
 from trackside_trainer.samples import GpuSampler, HostSampler, find_gpus
-from trackside_trainer.slots import parse
+from trackside_trainer.slots import numbered, parse
 
 _LOOK_S: Final = 0.1  # the longest sleep; deaths wake the agent at once
 _COMMAND_LIMIT_S: Final = 1.0
@@ -87,6 +88,7 @@ class Agent:
         self._started_at_ms = time.time_ns() // 1_000_000
         self._next_beat_s = self._next_sample_s = 0.0
         self._gpus = GpuSampler(settings.sample_s) if any(slot.kind == "gpu" for slot in slots) else None
+        self._guard = GpuWatch(slots, wait_s=settings.gpu_free_wait_s)
         self._machine = HostSampler()
         self._log = logs.get()
 
@@ -238,7 +240,10 @@ class Agent:
     def _talk(self) -> None:
         now_s = time.monotonic()
         if self._gpus is not None:
-            self._gpus.poll()
+            if self._gpus.poll():
+                self._guard.look(self._gpus.newest, slotfiles.own_processes(self._settings.home), now_s)
+            if self._registered and self._guard.has_news:
+                self._bus.call(lambda: self._guard.tell(self._store))
         if now_s >= self._next_beat_s:
             self._next_beat_s = now_s + self._settings.beat_s
             self._bus.call(self._beat)
@@ -256,16 +261,16 @@ class Agent:
         if self._registered:
             beats.publish(self._client, beat, self._settings.beat_ttl_s)
 
-    def _register(self) -> None:
-        """Write our slots, and take those off the books that an earlier agent of this home had and nobody serves."""
-        known = {slot.id: slot for slot in self._store.slots()}
-        foreign = [name for name in self._places if name in known and known[name].storage != self._storage]
-        other = beats.read(self._client).get(f"{Role.AGENT}:{self._host}")
     def _listed(self) -> bool:
         """Whether the server still has our slots; one that came back empty or older may not."""
         wanted = [place.slot.id for place in self._places.values() if place.wanted]
         return not wanted or all(self._client.smismember(keys.SLOTS, wanted))
 
+    def _register(self) -> None:
+        """Write our slots, and take those off the books that an earlier agent of this home had and nobody serves."""
+        known = {slot.id: slot for slot in self._store.slots()}
+        foreign = [name for name in self._places if name in known and known[name].storage != self._storage]
+        other = beats.read(self._client).get(f"{Role.AGENT}:{self._host}")
         if foreign and other is not None and other.pid != os.getpid():
             if time.monotonic() < self._patient_until_s:
                 return  # perhaps the last beat of one that is gone
@@ -280,6 +285,7 @@ class Agent:
         for place in self._places.values():
             if place.wanted:
                 self._store.register_slot(place.slot)
+        self._guard.forget_told()
         for slot in known.values():
             if slot.host == self._host and slot.storage == self._storage and slot.id not in self._places:
                 self._retire_slot(slot)
@@ -378,7 +384,7 @@ def main(settings: Settings, *, slots: str = "auto") -> int:
     lock = _only_agent(settings)
     become_subreaper()
     storage = slotfiles.storage_id(settings.data_dir)
-    chosen = parse(slots, host=host, storage=storage, find_gpus=find_gpus)
+    chosen = parse(slots, host=host, storage=storage, find_gpus=lambda: numbered(settings.home, find_gpus()))
     agent = Agent(settings, chosen, url, host, storage)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, agent.ask_to_stop)

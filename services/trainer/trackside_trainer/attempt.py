@@ -30,6 +30,7 @@ from trackside.store import Store, check_not_behind
 from trackside_trainer import evidence, launch
 from trackside_trainer import folders as folders_
 from trackside_trainer.ending import CRASHES, Exit, judge
+from trackside_trainer.gpugate import LastLook
 from trackside_trainer.patience import Patience
 from trackside_trainer.shipping import JournalTail, OutputTail, end_record, ship_for
 from trackside_trainer.slotfiles import TakenAttempt, taken_path
@@ -42,11 +43,11 @@ _SHIP_BUDGET_S: Final = 0.03  # of one tick; the rest waits for the next, so tha
 _RATE_WINDOW_S: Final = 10.0
 _NOTES_KEPT: Final = 20
 _PAUSE_WAIT_S: Final = 10.0
-_NO_LOOP: Final = "this script has no step loop, so it cannot be paused: cancel it or let it end"
 COMPLAIN_S: Final = 60.0
 BACKUP: Final = (
     "the supervisor restores the records from its ledger; where it has none, restore the server's data from a backup"
 )
+_NO_LOOP: Final = "this script has no step loop, so it cannot be paused: cancel it or let it end"
 # A stronger wish replaces a weaker one.
 _RANK: Final = {
     Reason.PREEMPTED: 1,
@@ -94,11 +95,12 @@ class AttemptRun:
         self._hung: Hung | None = None
         self._notes: deque[str] = deque(maxlen=_NOTES_KEPT)  # for the history, once the bus takes them
         self._told_pid = self._disk_failed = False
-        self._next_ship_s = self._next_control_s = 0.0
         self._silent_until_s = self._complain_at_s = 0.0
+        self._next_ship_s = self._next_control_s = 0.0
         self._started_s = time.monotonic()
         self._ended_s: float | None = None
         self._status: int | None = None
+        self._gpu = LastLook(slot, ended_badly=False)
         self._memory_kills = evidence.MemoryKills.now()
         self._peak_mib: float | None = None
         self._pace: deque[tuple[float, int]] = deque()
@@ -132,10 +134,10 @@ class AttemptRun:
                 home=self._settings.home,
             )
         except (InvalidJob, NotFound) as error:
-            failure = Failure(type=type(error).__name__, message=error.message)
-            self._end_unstarted(Outcome(reason=Reason.INVALID_JOB, detail=error.message, failure=failure))
             if isinstance(error, NotFound):
                 check_not_behind(self._store.job(self.job_id), self.number)
+            failure = Failure(type=type(error).__name__, message=error.message)
+            self._end_unstarted(Outcome(reason=Reason.INVALID_JOB, detail=error.message, failure=failure))
             return
         except OSError as error:
             detail = f"the attempt could not be started on this host: {error}"
@@ -163,12 +165,12 @@ class AttemptRun:
         self._ended_s = time.monotonic()
 
     @property
-    def taken_path(self) -> Path:
-    @property
     def asked(self) -> bool:
         """Whether it was asked to stop."""
         return self._asked is not None
 
+    @property
+    def taken_path(self) -> Path:
         return taken_path(self._settings.home, self.job_id, self.number, os.getpid())
 
     # -- the loop --------------------------------------------------------------------------------------------------
@@ -191,8 +193,6 @@ class AttemptRun:
         if self._asked is Reason.FENCED and self.phase is Phase.DRAINING:
             self.phase = Phase.DONE
 
-    def _talk(self, bus: Patience) -> None:
-        now_s = time.monotonic()
     def _wait_for_records(self, why: str) -> None:
         now_s = time.monotonic()
         self._silent_until_s = now_s + self._settings.control_poll_s
@@ -200,6 +200,8 @@ class AttemptRun:
             self._complain_at_s = now_s + COMPLAIN_S
             self._log.error("server_is_behind", why=why, todo=BACKUP)
 
+    def _talk(self, bus: Patience) -> None:
+        now_s = time.monotonic()
         if self.phase is Phase.RUNNING:
             if now_s >= self._next_control_s:
                 self._next_control_s = now_s + self._settings.control_poll_s
@@ -209,7 +211,7 @@ class AttemptRun:
                 bus.call(self._ship)
             if self._notes:
                 bus.call(self._tell_notes)
-        elif self.phase is Phase.DRAINING and bus.call(self._ship) is False:
+        elif self.phase is Phase.DRAINING and self._gpu.done() and bus.call(self._ship) is False:
             bus.call(self._report)
 
     def _ship(self) -> bool:
@@ -229,12 +231,12 @@ class AttemptRun:
 
     def _look_at_job(self) -> None:
         job = self._store.job(self.job_id)
-        if job.attempt != self.number or job.slot != self._slot.id or job.state not in ACTIVE:
-            raise Fenced(f"the job is {job.state}, and attempt {job.attempt} is its newest")
         check_not_behind(job, self.number)
         if job.state is JobState.QUEUED and job.attempt == self.number and job.slot == self._slot.id:
             # We have it, so the server has lost the claim.
             job = self._store.claim(self.job_id, self.number, worker_pid=os.getpid())
+        if job.attempt != self.number or job.slot != self._slot.id or job.state not in ACTIVE:
+            raise Fenced(f"the job is {job.state}, and attempt {job.attempt} is its newest")
         if job.state is JobState.CANCELLING:
             self.stop(Reason.CANCELLED)
         elif job.state is JobState.PAUSING:
@@ -332,6 +334,7 @@ class AttemptRun:
         processes.reap()
         if left:
             self._log.error("processes_stuck", pids=left)
+        self._gpu = LastLook(self._slot, ended_badly=self._status != 0 and self._asked is None)
         self.phase = Phase.DRAINING
 
     def _report(self) -> None:
@@ -347,6 +350,7 @@ class AttemptRun:
             why=self._why,
             killed_by_us=self._killed_by_us,
             out_of_memory=evidence.killed_for_memory(self._memory_kills, self._peak_mib),
+            lost_gpu=self._gpu.gone,
         )
         page, ended_s = self._page, self._ended_s or time.monotonic()
         return judge(

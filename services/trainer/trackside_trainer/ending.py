@@ -15,6 +15,8 @@ _TOLD: Final = {reason.value: reason for reason in Reason if reason not in (Reas
 _STOPS: Final = frozenset(
     {Reason.PREEMPTED, Reason.PAUSED, Reason.CANCELLED, Reason.TIMEOUT, Reason.STALLED, Reason.FENCED}
 )
+# How a process ends whose GPU goes away; which of them depends on what it was doing.
+_OF_A_LOST_GPU: Final = frozenset({Reason.CUDA_ERROR, Reason.KILLED, Reason.USER_ERROR, Reason.OOM_GPU})
 # What a process mostly brings upon itself.
 _OF_ITS_OWN: Final = {
     "SIGSEGV": "a crash in native code",
@@ -47,6 +49,7 @@ class Exit:
     killed_by_us: bool = False  # it did not obey within its grace
     why: str | None = None  # the stop's own words for it
     out_of_memory: str | None = None  # the kernel killed for memory meanwhile, and this process was large
+    lost_gpu: str | None = None  # the UUID of its GPU, which the driver does not show any more
 
     @property
     def code(self) -> int | None:
@@ -63,6 +66,8 @@ class Exit:
 def judge(end: Mapping[str, Any] | None, seen: Exit, **facts: Any) -> Outcome:
     """The attempt's one outcome; `facts` are passed on (first_step, last_step, seen_by, ...)."""
     reason, detail = _reason(end, seen)
+    if seen.lost_gpu is not None and reason in _OF_A_LOST_GPU:
+        reason, detail = Reason.GPU_LOST, f"the driver does not show its GPU {seen.lost_gpu} any more; {detail}"
     if reason in (Reason.PREEMPTED, Reason.PAUSED) and facts.get("first_step") is None:
         detail = "stopped before its first step: the next attempt starts over"
     return Outcome(

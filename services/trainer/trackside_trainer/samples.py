@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +33,49 @@ def find_gpus() -> list[dict[str, Any]]:
     return found if isinstance(found, list) else []
 
 
+class GpuLook:
+    """One question to the driver, asked in a process of its own while the caller goes on."""
+
+    def __init__(self, *, limit_s: float) -> None:
+        self._until_s = time.monotonic() + limit_s
+        self._process = _ask("--once")
+        self.gpus: list[dict[str, Any]] | None = None  # once done; None also where no answer came
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer is there, or none will come."""
+        return self.wait(0.001)  # with no time at all, `communicate` does not even read what is there
+
+    def wait(self, limit_s: float) -> bool:
+        """`done`, waiting at most this long."""
+        if self._process.returncode is not None:
+            return True
+        try:
+            text, _ = self._process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            if time.monotonic() >= self._until_s:
+                self._process.kill()
+                self._process.communicate()
+                return True
+            return False
+        with suppress(ValueError):
+            found = json.loads(text or b"null")
+            self.gpus = found if isinstance(found, list) else None
+        return True
+
+
+def _ask(*words: str) -> subprocess.Popen[bytes]:
+    """Start the process that talks to the driver; it dies with this one."""
+    parent = os.getpid()
+    return subprocess.Popen(
+        [sys.executable, "-m", _MODULE, *words],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: die_with_parent(signal.SIGKILL, parent),  # noqa: PLW1509 -- the caller has one thread
+    )
+
+
 class GpuSampler:
     """Keeps the sampling process going and remembers its newest line."""
 
@@ -48,25 +92,27 @@ class GpuSampler:
         """The sampling process."""
         return self._process.pid if self._process is not None else None
 
-    def poll(self) -> None:
-        """Read what has come; start the process if it is not there."""
+    def poll(self) -> bool:
+        """Read what has come, and start the process if it is not there; whether there is a new line."""
         if self._process is None:
             self._start()
-            return
+            return False
         assert self._process.stdout is not None  # noqa: S101 -- it was started with a pipe
         try:
             data = os.read(self._process.stdout.fileno(), _LINE_MAX_BYTES)
         except BlockingIOError:
-            return
+            return False
         if not data:
             self._ended()
-            return
+            return False
         *lines, self._rest = (self._rest + data)[-_LINE_MAX_BYTES:].split(b"\n")
+        new = False
         for line in lines:
             try:
-                self.newest, self._failures = json.loads(line), 0
+                self.newest, self._failures, new = json.loads(line), 0, True
             except ValueError:
                 continue
+        return new
 
     def stop(self) -> None:
         """End the process."""
@@ -77,14 +123,7 @@ class GpuSampler:
     def _start(self) -> None:
         if time.monotonic() < self._not_before_s:
             return
-        parent = os.getpid()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", _MODULE, "--every", str(self._every_s)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            preexec_fn=lambda: die_with_parent(signal.SIGKILL, parent),  # noqa: PLW1509 -- the agent has one thread
-        )
+        self._process = _ask("--every", str(self._every_s))
         assert self._process.stdout is not None  # noqa: S101 -- as above
         os.set_blocking(self._process.stdout.fileno(), False)
 

@@ -125,6 +125,15 @@ def all_taken(home: Path) -> list[tuple[Path, TakenAttempt]]:
     return [(path, taken) for path, taken in found if taken is not None]
 
 
+def own_processes(home: Path) -> dict[str, list[int]]:
+    """By slot, the processes of the attempt that runs on it."""
+    found: dict[str, list[int]] = {}
+    for _, taken in all_taken(home):
+        if taken.pid is not None and processes.alive(taken.pid, taken.pid_started):
+            found[taken.slot] = [taken.pid, *processes.descendants(taken.pid)]
+    return found
+
+
 def known_slots(home: Path) -> list[str]:
     """Ids of all slots that ever had a worker in this home."""
     return sorted(path.stem for path in (home / "run" / "slots").glob("*.lock"))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count, islice
+from pathlib import Path
 from typing import Any, Final
 
 from trackside.errors import ConfigurationError
 from trackside.models import Slot
+from trackside_trainer.gpuwatch import NOT_YET
 
 _AUTO_CPU_SLOTS: Final = 2  # a laptop goes on being one
 _MAX_CPU_SLOTS: Final = 256
@@ -29,13 +33,35 @@ def parse(text: str, *, host: str, storage: str, find_gpus: Callable[[], Gpus], 
     raise ConfigurationError(f"--slots {text!r} says nothing: use auto, cpu:2, gpu or gpu:1", setting="--slots")
 
 
+def numbered(home: Path, gpus: Gpus) -> Gpus:
+    """The GPUs, each with the `number` that its UUID has in this home; a new one gets the first that none ever had.
+
+    The driver's order may change with a restart, and a worker that outlived it has its GPU still.
+    """
+    path = home / "run" / "gpus.json"
+    try:
+        numbers = {str(uuid): int(number) for uuid, number in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        numbers = {}
+    new = [str(gpu["uuid"]) for gpu in gpus if gpu.get("uuid") and gpu["uuid"] not in numbers]
+    free = (number for number in count(0) if number not in numbers.values())
+    for uuid, number in zip(new, list(islice(free, len(new))), strict=True):
+        numbers[uuid] = number
+    if new:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        aside = path.with_suffix(f".{os.getpid()}")
+        aside.write_text(json.dumps(numbers), encoding="utf-8")
+        aside.replace(path)
+    return [{**gpu, "number": numbers[str(gpu["uuid"])]} if gpu.get("uuid") else gpu for gpu in gpus]
+
+
 def _cpu_slots(count: int, host: str, storage: str, cores: int) -> list[Slot]:
     threads = max(1, cores // count)
     return [Slot(id=f"{host}-cpu{at}", host=host, kind="cpu", storage=storage, threads=threads) for at in range(count)]
 
 
 def _gpu_slots(gpus: Gpus, count: int | None, host: str, storage: str, cores: int) -> list[Slot]:
-    known = [gpu for gpu in gpus if gpu.get("uuid")]
+    known = sorted((gpu for gpu in gpus if gpu.get("uuid")), key=lambda gpu: int(gpu.get("number", 0)))
     if not known:
         raise ConfigurationError(
             "--slots asks for GPUs, and the NVIDIA driver shows none: try `nvidia-smi`, or use --slots cpu:2",
@@ -46,7 +72,7 @@ def _gpu_slots(gpus: Gpus, count: int | None, host: str, storage: str, cores: in
     chosen = known[:count]
     return [
         Slot(
-            id=f"{host}-gpu{at}",
+            id=f"{host}-gpu{gpu.get('number', at)}",
             host=host,
             kind="gpu",
             storage=storage,
@@ -54,6 +80,7 @@ def _gpu_slots(gpus: Gpus, count: int | None, host: str, storage: str, cores: in
             gpu_uuid=str(gpu["uuid"]),
             gpu_name=gpu.get("name"),
             gpu_memory_mib=gpu.get("memory_total_mib"),
+            blocked=NOT_YET,
         )
         for at, gpu in enumerate(chosen)
     ]

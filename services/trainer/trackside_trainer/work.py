@@ -22,6 +22,7 @@ from trackside.store import Store
 from trackside_trainer import slotfiles
 from trackside_trainer.attempt import BACKUP, COMPLAIN_S, AttemptRun, Phase
 from trackside_trainer.folders import newest_attempt
+from trackside_trainer.gpugate import Gate
 from trackside_trainer.patience import Patience
 from trackside_trainer.worker import STRANGE, Carried, SlotWorker
 
@@ -44,6 +45,7 @@ class Work:
         self._agent = slotfiles.agent_lock(settings.home)
         self._run: AttemptRun | None = None
         self._begun = False
+        self._gate = Gate(slot, limit_s=settings.gpu_free_wait_s)
         self._alone = False  # in RQ's lists
         self._carried: Carried | None = None
         self._look_for_left = True  # in the intermediate list: a worker may have died between taking and claiming
@@ -157,6 +159,8 @@ class Work:
     # -- carrying --------------------------------------------------------------------------------------------------
 
     def _drive(self, run: AttemptRun) -> None:
+        if not self._begun and not self._gpu_is_free(run):
+            return
         if not self._begun:
             try:
                 self._begun = self._bus.call(lambda: self._begin(run)) or False
@@ -182,6 +186,17 @@ class Work:
             self._complain_at_s = now_s + COMPLAIN_S
             self._log.error("server_is_behind", job=job_id, why=why, todo=BACKUP)
         self._pause(self._settings.control_poll_s)
+
+    def _gpu_is_free(self, run: AttemptRun) -> bool:
+        """Whether the attempt may begin, or end unbegun; while it waits it heeds what people ask of it."""
+        if self._stopping or run.asked or self._gate.passes():
+            return True
+        if self._gate.refused is not None:
+            run.stop(Reason.PREEMPTED, self._gate.refused)
+            return True
+        run.tick(self._bus)
+        self._pause(self._settings.ship_s)
+        return False
 
     def _begin(self, run: AttemptRun) -> bool:
         if self._stopping:
@@ -262,6 +277,7 @@ class Work:
             return True
         self._run = AttemptRun(self._settings, self._store, self._slot, job, seen_by=f"worker:{self._slot.id}")
         self._carried, self._begun = Carried(self._rq, rq_job, self._slot.id), False
+        self._gate.close()
         self._next_beat_s = 0.0
         return True
 
