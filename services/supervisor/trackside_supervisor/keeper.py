@@ -183,7 +183,7 @@ class Keeper:
         for job in jobs:
             known = ledger.jobs.get(job.id)
             after = known.last_id if known is not None and known.history else "-"
-            now = held(self._store, job, first=max(1, known.job.attempt if known is not None else 1), after=after)
+            now = held(self._store, job, first=known.first_open if known is not None else 1, after=after)
             found.append(Kept(job=now.job, attempts=dict(now.attempts), history=list(now.history)))
             self._copy_snapshot(ledger, job.spec.snapshot)
         if self.sure:  # else it may be a server with less that has answered
@@ -278,9 +278,11 @@ class Keeper:
     def _restore_slots(self, ledger: Ledger) -> None:
         """Slots come back by their agents; what people set on them, and their breakers, come back from here."""
         there = {slot.id: slot for slot in self._store.slots()}
+        since = streams.read_events(self._client, ledger.cursor or "0-0", block_s=0.001, count=_PAGE)
+        asked = {event.data.get("slot") for _, event in since if event is not None and event.kind is EventKind.SLOT}
         for slot in ledger.slots:
             self._put(keys.slot(slot.id), slot)
-            if slot.cordoned and slot.id in there and not there[slot.id].cordoned:
+            if slot.cordoned and slot.id in there and not there[slot.id].cordoned and slot.id not in asked:
                 self._client.hset(keys.slot(slot.id), "cordoned", "true")
         for breaker in ledger.breakers:
             self._put(keys.breaker(breaker.slot), breaker)

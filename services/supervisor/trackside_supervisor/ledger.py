@@ -29,7 +29,7 @@ import orjson
 from trackside import logs
 from trackside.codec import decode, encode
 from trackside.errors import DecodeError
-from trackside.models import Attempt, Breaker, Event, Job, Slot
+from trackside.models import Attempt, AttemptState, Breaker, Event, Job, Slot
 
 ENDED_KEPT: Final = 1000  # jobs, those that ended last
 _GROWN_BYTES: Final = 8 * 1024 * 1024  # a file smaller than this is not worth putting together anew
@@ -44,6 +44,14 @@ class Kept:
     job: Job
     attempts: dict[int, Attempt] = field(default_factory=dict)
     history: list[tuple[str, Event]] = field(default_factory=list)  # with the ids of the job's history, in order
+
+    @property
+    def first_open(self) -> int:
+        """The number of the first attempt that may have changed since: an ended one does not any more."""
+        number = 1
+        while (attempt := self.attempts.get(number)) is not None and attempt.state is AttemptState.ENDED:
+            number += 1
+        return number
 
     @property
     def last_id(self) -> str:

@@ -20,7 +20,7 @@ from trackside.bus.client import Client, connect, service_url
 from trackside.clock import Clock, SystemClock
 from trackside.config import Settings
 from trackside.errors import BusError, Conflict, NotFound, TracksideError
-from trackside.models import ACTIVE, Attempt, AttemptState, Beat, Job, JobState, Role
+from trackside.models import ACTIVE, Attempt, AttemptState, Beat, EventKind, Job, JobState, Role
 from trackside.store import Store
 from trackside_supervisor import crashpoints, parents
 from trackside_supervisor.actions import FREE_SLOT, Actions
@@ -173,6 +173,8 @@ class Supervisor:
             self._jobs = {job_id: job for job_id, job in self._jobs.items() if not job.state.terminal}
         if found:
             self._keeper.take_in(fresh, self._cursor)
+        if any(event is not None and event.kind is EventKind.SLOT for _, event in found):
+            self._tend_due_s = 0.0
 
     def _look(self) -> Sight:
         now_ms, deadlines = beats.deadlines(self._client)

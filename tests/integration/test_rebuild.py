@@ -1,0 +1,130 @@
+"""The rebuild against a real server: whoever dies in the middle of it is followed by one that carries on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from integration.test_supervisor import (
+    BREAKER_AFTER,
+    SCRIPTS,
+    SLOT,
+    SPEC,
+    TIMES,
+    WANTED,
+    Trainer,
+    all_over,
+    submit_all,
+    working,
+)
+from trackside.bus import streams
+from trackside.bus.client import Client, connect
+from trackside.models import Attempt, Event, EventKind, Job, JobState
+from trackside.retry import until_reachable
+from trackside.server import EmbeddedServer
+from trackside.store import Store
+from trackside.testing import wait_until
+from trackside_supervisor import crashpoints
+from trackside_supervisor.keeper import REBUILT
+
+pytestmark = pytest.mark.timeout(120)
+
+
+class Supervisors:
+    """Supervisors as a person would start them, all of one home."""
+
+    def __init__(self, url: str, home: Path) -> None:
+        self.home = home
+        self._env = {name: value for name, value in os.environ.items() if not name.startswith("TRACKSIDE_")}
+        told = {**TIMES, "home": home, "redis_url": url, "host": "h", "breaker_after": BREAKER_AFTER}
+        self._env |= {f"TRACKSIDE_{name.upper()}": str(value) for name, value in told.items()}
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def start(self, crash_at: str | None = None) -> subprocess.Popen[bytes]:
+        env = {**self._env, **({crashpoints.ENVIRONMENT: crash_at} if crash_at is not None else {})}
+        process = subprocess.Popen([sys.executable, "-m", "trackside", "supervisor"], env=env)
+        self._started.append(process)
+        return process
+
+    def end(self) -> None:
+        for process in self._started:
+            process.kill()
+            process.wait(10)
+
+
+@pytest.fixture
+def supervisors(own_server: EmbeddedServer, tmp_path: Path) -> Iterator[Supervisors]:
+    found = Supervisors(own_server.url("supervisor"), tmp_path)
+    yield found
+    found.end()
+
+
+def state_of(store: Store, job_id: str) -> tuple[Job, list[Attempt], list[Event]]:
+    """All records of a job but the notes of rebuilds."""
+    job = store.job(job_id)
+    told = [event for _, event in streams.history(store.client, job_id) if event.cause != REBUILT]
+    return job, store.attempts(job), told
+
+
+def notes(client: Client, job_id: str) -> int:
+    return sum(event.cause == REBUILT for _, event in streams.history(client, job_id))
+
+
+def emptied(server: EmbeddedServer) -> None:
+    """The server is killed, and comes back with nothing at the same address."""
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGKILL)
+    server.stop()
+    shutil.rmtree(server.home / "redis" / "appendonlydir")
+    server.start().wait_ready()
+
+
+@pytest.mark.parametrize("crash_at", [None, *(f"{point}:1" for point in crashpoints.REBUILD_POINTS), "rebuilding:3"])
+def test_a_supervisor_killed_in_the_middle_of_a_rebuild_is_followed_by_one_that_carries_on(
+    own_server: EmbeddedServer, supervisors: Supervisors, crash_at: str | None
+) -> None:
+    client = connect(own_server.url("trainer"))
+    store = Store(client, by="test")
+    submit_all(store)
+    first = supervisors.start(crash_at)
+    with working(Trainer(client, SCRIPTS)):
+        wait_until(lambda: all_over(store), 20, "not everything ended")
+    store.cordon(SLOT.id, cordoned=True)
+    store.submit("waits", "waits", SPEC)
+    jobs = sorted(store.job_ids())
+    wait_until(lambda: ledger_has(supervisors.home, '"waits"', '"cordoned":true'), 10, "the ledger did not take it in")
+    before = {job_id: state_of(store, job_id) for job_id in jobs}
+
+    emptied(own_server)
+    if crash_at is not None:
+        wait_until(lambda: first.poll() is not None, 20, f"the supervisor did not come by {crash_at!r}")
+        assert first.returncode == -signal.SIGKILL
+        supervisors.start()
+    wait_until(lambda: until_reachable(lambda: all_back(client, jobs), limit_s=20), 20, "not every job came back")
+
+    assert {job_id: state_of(store, job_id) for job_id in jobs} == before
+    assert [notes(client, job_id) for job_id in jobs] == [1] * len(jobs)
+    assert {job_id: store.job(job_id).state for job_id in WANTED} == WANTED
+    assert store.live_job_ids() == ["waits"]
+    assert store.slot(SLOT.id).cordoned, "what people had set on the slot is lost"
+    store.cordon(SLOT.id, cordoned=False)
+    with working(Trainer(client, {})):
+        wait_until(lambda: store.job("waits").state is JobState.SUCCEEDED, 20, "nothing goes on after the rebuild")
+    given = [event for event in state_of(store, "waits")[2] if event.kind is EventKind.ASSIGNED]
+    assert [event.attempt for event in given] == [1]
+
+
+def all_back(client: Client, jobs: list[str]) -> bool:
+    return all(notes(client, job_id) for job_id in jobs)
+
+
+def ledger_has(home: Path, *words: str) -> bool:
+    text = "".join(path.read_text() for path in (home / "ledger").glob("*.jsonl"))
+    return all(word in text for word in words)
