@@ -9,6 +9,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from dashboard.seed import HOSTILE, Seed
+from trackside.models import Breaker, BreakerState
 from trackside.server import EmbeddedServer
 from trackside.testing import wait_until
 from trackside_dashboard import live
@@ -41,8 +42,25 @@ def test_fleet_shows_slots_jobs_and_numbers(seed: Seed, bus_urls: Mapping[str, s
     assert {metric.label: metric.value for metric in app.metric}["Failed · 24 h"] == "1"
     for slot_state in ("▶ busy", "○ idle", "✕ silent", "cordoned"):
         assert slot_state in said
+    assert "◔ resting" not in said
     assert "67\u00a0°C" in said
     assert "17.8\u00a0GiB" in said
+
+
+def test_fleet_shows_why_slots_take_no_work(seed: Seed, bus_urls: Mapping[str, str], visit: Visit) -> None:
+    held = "its GPU is in use: process 4242 holds 20000 MiB"
+    seed.store.tell_gpu("beta-gpu-1", blocked=held, throttled="heat", events=[])
+    seed.store.cordon("beta-gpu-1", cordoned=False)
+    resting = Breaker(slot="alpha-cpu-1", state=BreakerState.OPEN, failed=("a", "b"), until_ms=2**41)
+    assert seed.store.move_breaker(None, resting, cause="broken")
+    app = visit(bus_urls["dashboard"])
+    assert not app.exception
+    said = words(app)
+    assert "⊘ blocked" in said
+    assert "process 4242 holds 20000 MiB" in said
+    assert "slow" in said
+    assert "◔ resting" in said
+    assert "2 different jobs crashed on it" in said
 
 
 def test_jobs_shows_each_state_with_its_reason(seed: Seed, bus_urls: Mapping[str, str], visit: Visit) -> None:

@@ -12,7 +12,7 @@ import pytest
 from cli_world import HOSTILE_NAME, World, terminal_output
 from trackside.bus import beats, streams
 from trackside.cli.app import app
-from trackside.models import Batch, Beat, JobState, Role
+from trackside.models import Batch, Beat, JobState, Role, Slot
 from trackside.server import EmbeddedServer
 
 
@@ -213,6 +213,24 @@ def test_slots_are_free_busy_or_silent(world: World) -> None:
     states = {row["id"]: row["state"] for row in world.run("slots", "--json").json["slots"]}
     assert states == {"box-cpu0": "busy", "box-cpu1": "silent"}
     assert "CPU, 2 threads" in world.run("slots").out
+
+
+def test_slots_say_why_a_gpu_takes_no_job(world: World) -> None:
+    slot = Slot(id="box-gpu0", host="box", kind="gpu", storage="s", gpu_uuid="GPU-a")
+    world.store.register_slot(slot)
+    beat = Beat(role=Role.WORKER, name="box-gpu0", host="box", pid=1, started_at_ms=0, at_ms=0, slot="box-gpu0")
+    beats.publish(world.store.client, beat, 60)
+    held = "its GPU is in use: process 4242 holds 20000 MiB"
+    world.store.tell_gpu("box-gpu0", blocked=held, throttled="heat", events=[])
+    row = next(row for row in world.run("slots", "--json").json["slots"] if row["id"] == "box-gpu0")
+    assert (row["state"], row["blocked"], row["throttled"]) == ("blocked", held, "heat")
+    out = " ".join(world.run("slots").out.split())
+    assert "process 4242 holds 20000 MiB" in out
+    assert "slow: heat" in out
+    world.store.cordon("box-gpu0", cordoned=True, why="Xid 79: it has fallen off the bus")
+    row = next(row for row in world.run("slots", "--json").json["slots"] if row["id"] == "box-gpu0")
+    assert (row["state"], row["cordon_reason"]) == ("cordoned", "Xid 79: it has fallen off the bus")
+    assert "Xid 79" in world.run("slots").out
 
 
 def test_events_tell_cause_and_inputs(world: World) -> None:

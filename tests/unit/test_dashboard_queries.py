@@ -10,6 +10,8 @@ from trackside.models import (
     Attempt,
     AttemptState,
     Beat,
+    Breaker,
+    BreakerState,
     Event,
     EventKind,
     Job,
@@ -75,12 +77,32 @@ def test_unknown_totals_and_speeds_are_unknown_not_zero() -> None:
         (replace(SLOT, cordoned=True), replace(BEAT, job=None), "cordoned"),
         (replace(SLOT, cordoned=True), BEAT, "busy"),
         (replace(SLOT, cordoned=True), None, "silent"),
+        (replace(SLOT, blocked="process 7 holds 900 MiB"), replace(BEAT, job=None), "blocked"),
+        (replace(SLOT, blocked="process 7 holds 900 MiB"), BEAT, "busy"),
     ],
 )
 def test_what_a_slot_does(slot: Slot, beat: Beat | None, state: str) -> None:
     tile = queries.tiles(snapshot(JOB, beat=beat, slot=slot), NOW)[0]
     assert tile.state == state
     assert tile.job is JOB, "the job stays on its slot while its worker is silent"
+
+
+def test_a_slot_tells_why_it_takes_no_work_or_is_slow() -> None:
+    def why(slot: Slot, breaker: Breaker | None = None) -> tuple[str, str | None]:
+        breakers = {} if breaker is None else {slot.id: breaker}
+        idle = replace(BEAT, job=None)
+        tile = queries.tiles(snapshot(JOB, beat=idle, slot=slot, breakers=breakers), NOW)[0]
+        return tile.state, tile.why
+
+    assert why(SLOT) == ("idle", None)
+    assert why(replace(SLOT, blocked="process 7 holds 900 MiB")) == ("blocked", "process 7 holds 900 MiB")
+    broken = replace(SLOT, cordoned=True, cordon_reason="Xid 79: it has fallen off the bus")
+    assert why(broken) == ("cordoned", "Xid 79: it has fallen off the bus")
+    assert why(replace(SLOT, throttled="heat")) == ("idle", "slow: heat")
+    resting = Breaker(slot="s-0", state=BreakerState.OPEN, failed=("a", "b"), until_ms=NOW + 12_000)
+    assert why(SLOT, resting) == ("resting", "2 different jobs crashed on it; self-test in 12 s")
+    probing = replace(resting, state=BreakerState.PROBING, until_ms=None)
+    assert why(SLOT, probing) == ("resting", "2 different jobs crashed on it; its self-test runs")
 
 
 def test_a_silent_slot_tells_for_how_long() -> None:

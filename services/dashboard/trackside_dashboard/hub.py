@@ -20,7 +20,7 @@ from trackside import logs
 from trackside.bus import beats, keys, streams
 from trackside.bus.client import Client, connect
 from trackside.errors import BusError, ConfigurationError
-from trackside.models import Beat, Event, Job, JobState, Role, Slot
+from trackside.models import Beat, Breaker, Event, Job, JobState, Role, Slot
 from trackside.retry import backoff_s
 from trackside.store import Store
 from trackside_dashboard import measures
@@ -135,6 +135,7 @@ class Hub:
         self._order: dict[str, int] = {}  # job id -> created_at_ms
         self._total_jobs = 0
         self._slots: list[Slot] = []
+        self._breakers: dict[str, Breaker] = {}
         self._beats: dict[str, Beat | None] = {}
         self._deadlines: dict[str, int] = {}
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
@@ -268,7 +269,9 @@ class Hub:
     def _read_beats(self, client: Client) -> None:
         self._at_ms, self._deadlines = beats.deadlines(client)
         self._beats = beats.read(client)
-        self._slots = Store(client, by="dashboard").slots()
+        store = Store(client, by="dashboard")
+        self._slots = store.slots()
+        self._breakers = store.breakers(slot.id for slot in self._slots)
         for slot in self._slots:
             beat = self._beats.get(keys.deadline_member(Role.WORKER, slot.id))
             trace = self._traces.setdefault(slot.id, deque(maxlen=TRACE_KEPT))
@@ -320,6 +323,7 @@ class Hub:
             order=tuple(self._ordered()),
             total_jobs=max(self._total_jobs, len(self._jobs)),
             slots=tuple(self._slots),
+            breakers=MappingProxyType(self._breakers),
             beats=MappingProxyType(self._beats),
             deadlines_ms=MappingProxyType(self._deadlines),
             events=tuple(self._events),

@@ -9,11 +9,23 @@ from itertools import islice
 from typing import Final, Literal
 
 from trackside.bus import keys
-from trackside.models import ACTIVE, Attempt, Beat, Event, EventKind, Job, JobState, Role, Slot
+from trackside.models import (
+    ACTIVE,
+    Attempt,
+    Beat,
+    Breaker,
+    BreakerState,
+    Event,
+    EventKind,
+    Job,
+    JobState,
+    Role,
+    Slot,
+)
 from trackside_dashboard import measures, text
 from trackside_dashboard.snapshot import JobView, Latest, Snapshot, Trace
 
-SlotState = Literal["idle", "busy", "silent", "cordoned", "stopping"]
+SlotState = Literal["idle", "busy", "silent", "cordoned", "resting", "blocked", "stopping"]
 DAY_MS: Final = 24 * 3600 * 1000
 ROWS_MAX: Final = 400  # about 100 kB a refresh; filters reach the others
 _METRICS_SHOWN: Final = 3
@@ -83,6 +95,7 @@ class Tile:
     memory_mib: float | None
     temperature_c: float | None
     trace: Trace
+    why: str | None = None  # it takes no work, or is slow
 
 
 def worker_beat(snapshot: Snapshot, slot_id: str | None) -> Beat | None:
@@ -111,7 +124,9 @@ def summary(snapshot: Snapshot) -> Summary:
     for job in snapshot.jobs.values():
         by_state[job.state] = by_state.get(job.state, 0) + 1
     fresh = [j for j in snapshot.jobs.values() if j.ended_at_ms is not None and snapshot.at_ms - j.ended_at_ms < DAY_MS]
-    states = [slot_state(slot, worker_beat(snapshot, slot.id)) for slot in snapshot.slots]
+    states = [
+        slot_state(slot, worker_beat(snapshot, slot.id), snapshot.breakers.get(slot.id)) for slot in snapshot.slots
+    ]
     return Summary(
         running=sum(by_state.get(state, 0) for state in ACTIVE),
         queued=by_state.get(JobState.QUEUED, 0),
@@ -125,7 +140,7 @@ def summary(snapshot: Snapshot) -> Summary:
     )
 
 
-def slot_state(slot: Slot, beat: Beat | None) -> SlotState:
+def slot_state(slot: Slot, beat: Beat | None, breaker: Breaker | None = None) -> SlotState:
     """What a slot does, the worst news first."""
     if beat is None:
         return "silent"
@@ -133,7 +148,23 @@ def slot_state(slot: Slot, beat: Beat | None) -> SlotState:
         return "busy"
     if slot.cordoned:
         return "cordoned"
+    if breaker is not None and breaker.state is not BreakerState.CLOSED:
+        return "resting"
+    if slot.blocked is not None:
+        return "blocked"
     return "stopping" if beat.stopping else "idle"
+
+
+def slot_why(slot: Slot, breaker: Breaker | None, now_ms: int) -> str | None:
+    """Why a slot takes no work, or is slow."""
+    parts = [part for part in (slot.cordon_reason if slot.cordoned else None, slot.blocked) if part]
+    if breaker is not None and breaker.state is not BreakerState.CLOSED:
+        rest_s = ((breaker.until_ms or now_ms) - now_ms) / 1000
+        test = f"self-test in {text.whole_span(rest_s)}" if breaker.state is BreakerState.OPEN else "its self-test runs"
+        parts.append(f"{len(breaker.failed)} different jobs crashed on it; {test}")
+    if slot.throttled is not None:
+        parts.append(f"slow: {slot.throttled}")
+    return text.plain("; ".join(parts), 300) or None
 
 
 def tiles(snapshot: Snapshot, now_ms: int) -> list[Tile]:
@@ -150,7 +181,7 @@ def _tile(snapshot: Snapshot, slot: Slot, now_ms: int) -> Tile:
     used = measures.use(slot, beat, snapshot.samples.get(slot.host, {}))
     return Tile(
         slot=slot,
-        state=slot_state(slot, beat),
+        state=slot_state(slot, beat, snapshot.breakers.get(slot.id)),
         job=job,
         attempt=job.attempt if job is not None else None,
         progress=progress(snapshot, job) if job is not None else Progress(),
@@ -160,6 +191,7 @@ def _tile(snapshot: Snapshot, slot: Slot, now_ms: int) -> Tile:
         memory_mib=used.memory_mib,
         temperature_c=used.temperature_c,
         trace=snapshot.traces.get(slot.id, Trace()),
+        why=slot_why(slot, snapshot.breakers.get(slot.id), now_ms),
     )
 
 

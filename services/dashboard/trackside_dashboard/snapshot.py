@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from trackside.models import Attempt, Beat, Event, Job, Slot
+from trackside.models import Attempt, Beat, Breaker, Event, Job, Slot
 from trackside_dashboard.lines import Line
 
 _NONE: Mapping[Any, Any] = MappingProxyType({})
@@ -55,6 +55,7 @@ class Snapshot:
     order: tuple[str, ...] = ()  # job ids, newest first
     total_jobs: int = 0  # on the server, also those not in `jobs`
     slots: tuple[Slot, ...] = ()
+    breakers: Mapping[str, Breaker] = field(default_factory=lambda: _NONE)  # by slot: those that are not simply closed
     beats: Mapping[str, Beat | None] = field(default_factory=lambda: _NONE)  # None: silent
     deadlines_ms: Mapping[str, int] = field(default_factory=lambda: _NONE)
     events: tuple[Event, ...] = ()  # newest last

@@ -167,8 +167,9 @@ def slots(ctx: typer.Context, as_json: Json = False) -> None:
     """List the slots: one a GPU or CPU share.
 
     --json: {"now_ms", "slots": [{"id", "host", "kind", "state", "threads", "gpu_name", "gpu_uuid", "gpu_memory_mib",
-    "job", "attempt", "step", "total_steps", "steps_per_s", "cordoned", "breaker", "breaker_failed",
-    "breaker_until_ms"}]}; state is free, busy, silent, cordoned or resting; breaker is closed, open or probing.
+    "job", "attempt", "step", "total_steps", "steps_per_s", "cordoned", "cordon_reason", "blocked", "throttled",
+    "breaker", "breaker_failed", "breaker_until_ms"}]}; state is free, busy, silent, cordoned, resting or blocked;
+    "blocked" says why its GPU takes no job, "throttled" why it is slow; breaker is closed, open or probing.
     """
     store = store_of(ctx)
     now, rows = slot_rows(store)
@@ -205,14 +206,18 @@ def uncordon(ctx: typer.Context, slot: Slot) -> None:
 
 
 def _why_closed(row: dict[str, Any], now: int) -> str | None:
-    """Why a slot takes no work or is about to stop."""
-    parts = ["cordoned: `trackside uncordon` puts it back"] if row["cordoned"] else []
+    """Why a slot takes no work, is about to stop, or is slow."""
+    parts = [row["cordon_reason"]] if row["cordon_reason"] else []
+    parts += ["cordoned: `trackside uncordon` puts it back"] if row["cordoned"] else []
+    parts += [row["blocked"]] if row["blocked"] else []
     failed = len(row["breaker_failed"])
     if row["breaker"] == "open":
         rest = span(max(0, (row["breaker_until_ms"] or now) - now) / 1000)
         parts.append(f"{failed} different jobs crashed on it; self-test in {rest}")
     elif row["breaker"] == "probing":
         parts.append(f"{failed} different jobs crashed on it; its self-test runs")
+    if row["throttled"]:
+        parts.append(f"slow: {row['throttled']}")
     return "; ".join(parts) or None
 
 

@@ -133,7 +133,7 @@ def slot_rows(store: Store) -> tuple[int, list[dict[str, Any]]]:
         beat = found.get(keys.deadline_member(Role.WORKER, slot.id))
         job = None if beat is None else beat.job
         resting = breaker.state is not BreakerState.CLOSED
-        unused = "cordoned" if slot.cordoned else "resting" if resting else "free"
+        unused = "cordoned" if slot.cordoned else "resting" if resting else "blocked" if slot.blocked else "free"
         state = "silent" if beat is None else "busy" if job else unused
         rows.append(
             {
@@ -151,6 +151,9 @@ def slot_rows(store: Store) -> tuple[int, list[dict[str, Any]]]:
                 "total_steps": None if beat is None else beat.total,
                 "steps_per_s": None if beat is None else beat.steps_per_s,
                 "cordoned": slot.cordoned,
+                "cordon_reason": slot.cordon_reason,
+                "blocked": slot.blocked,
+                "throttled": slot.throttled,
                 "breaker": breaker.state.value,
                 "breaker_failed": list(breaker.failed),
                 "breaker_until_ms": breaker.until_ms,

@@ -8,8 +8,13 @@ import streamlit as st
 from trackside.models import Job
 from trackside_dashboard import live, queries, text
 
-COLOURS = {"busy": "blue", "idle": "green", "silent": "red", "cordoned": "orange", "stopping": "gray"}
-ICONS = {"busy": "▶", "idle": "○", "silent": "✕", "cordoned": "◫", "stopping": "◌"}
+COLOURS = {
+    "busy": "blue", "idle": "green", "silent": "red", "cordoned": "orange", "resting": "orange", "blocked": "red",
+    "stopping": "gray",
+}  # fmt: skip
+ICONS = {
+    "busy": "▶", "idle": "○", "silent": "✕", "cordoned": "◫", "resting": "◔", "blocked": "⊘", "stopping": "◌",
+}  # fmt: skip
 SPARK_POINTS = 60
 
 
@@ -61,10 +66,14 @@ def draw(tile: queries.Tile) -> None:
         with st.container(horizontal=True, width="content", gap="xsmall"):
             if slot.cordoned and tile.state != "cordoned":
                 st.badge("cordoned", color="orange")
+            if slot.throttled is not None:
+                st.badge("slow", color="orange")
             st.badge(f"{ICONS[tile.state]} {tile.state}", color=COLOURS[tile.state])  # type: ignore[arg-type]  # names of the theme
     device = slot.gpu_name or "GPU" if slot.kind == "gpu" else f"CPU, {slot.threads} threads"
     memory = f", {slot.gpu_memory_mib / 1024:.0f} GiB" if slot.gpu_memory_mib else ""
     st.caption(f"{text.md(slot.host, 40)} · {text.md(device, 60)}{memory}")
+    if tile.why is not None:
+        st.markdown(f":small[:orange[{text.md(tile.why, 300)}]]")
     if tile.job is None:
         st.caption("no job")
     else:
