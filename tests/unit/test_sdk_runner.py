@@ -178,6 +178,8 @@ def test_an_error_is_printed_and_told_without_our_frames(attempts: Attempts) -> 
         ("raise MemoryError", "oom_host", "MemoryError"),
         ("import torch; raise torch.OutOfMemoryError('no room')", "oom_gpu", "torch.OutOfMemoryError"),
         ("import torch; raise torch.AcceleratorError('assert')", "cuda_error", "torch.AcceleratorError"),
+        ("import torch; raise RuntimeError('CUDA error: device-side assert triggered')", "cuda_error", "RuntimeError"),
+        ("import torch; raise RuntimeError('no CUDA error: it is mine')", "user_error", "RuntimeError"),
         ("import torch; raise RuntimeError('size mismatch')", "user_error", "RuntimeError"),
         ("import nowhere", "user_error", "ModuleNotFoundError"),
         ("def (", "user_error", "SyntaxError"),

@@ -65,9 +65,14 @@ def _class_of(raised: BaseException) -> str:
         # The memory error is a RuntimeError of its own; the accelerator's means that the context is dead for good.
         if isinstance(raised, torch.OutOfMemoryError):
             return "oom_gpu"
-        if isinstance(raised, getattr(torch, "AcceleratorError", ())):
+        if isinstance(raised, getattr(torch, "AcceleratorError", ())) or _is_cuda_error(raised):
             return "cuda_error"
     return "user_error"
+
+
+def _is_cuda_error(raised: BaseException) -> bool:
+    """What torch before 2.8 raises, and its libraries' calls still do."""
+    return type(raised) is RuntimeError and _message(raised).startswith("CUDA error:")
 
 
 def _error(raised: BaseException) -> dict[str, Any]:
