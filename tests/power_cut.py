@@ -61,7 +61,10 @@ Entry = Changed | Named | Synced | Told
 
 
 class Recorder:
-    """Sees what the code of this process does below `root`, by looking after each call of the operating system."""
+    """Sees what the code of this process does below `root`, by looking after each call of the operating system.
+
+    What is there already is taken for flushed.
+    """
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root = root
@@ -72,6 +75,8 @@ class Recorder:
         self._looking = False
         self._real_open = os.open
         self.home = self._look_at(root)
+        self.log += [Synced(node=node, path="") for node in self._held]
+        self.start = len(self.log)  # what came before is on the disk
         for name in _CHANGING:
             monkeypatch.setattr(os, name, self._wrapped(getattr(os, name)))
         for name in _SYNCING:
@@ -182,13 +187,15 @@ def _rename(names: dict[str, int], named: Named) -> None:
     names.update(named.new)
 
 
-def cuts(log: Sequence[Entry], home: int) -> Iterator[tuple[Tree, tuple[Any, ...]]]:
-    """Every state in which a cut at any place of the log may leave the folder, and what had been told by then."""
+def cuts(log: Sequence[Entry], home: int, start: int) -> Iterator[tuple[Tree, tuple[Any, ...]]]:
+    """Every state in which a cut at a place of the log from `start` on may leave the folder, and what had been told."""
     disk = Disk()
     told: tuple[Any, ...] = ()
     seen: set[tuple[Tree | bytes, int]] = set()
-    for entry in log:
+    for number, entry in enumerate(log):
         disk.do(entry)
+        if number < start:
+            continue
         if isinstance(entry, Told):
             told = (*told, entry.what)
         for tree in disk.states(home):

@@ -10,6 +10,7 @@ import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,44 +41,102 @@ class Weight:
         self.step = state["step"]
 
 
+Story = Callable[[Path, pytest.MonkeyPatch], Recorder]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
     log: list[Entry]
     home: int
+    start: int
+
+
+def point(record: Any) -> ResumePoint:
+    """What the bus knows of a checkpoint from its journal line."""
+    return ResumePoint(name=record["name"], step=record["s"], digest=record["digest"])
+
+
+def in_a_new_job(root: Path, patch: pytest.MonkeyPatch) -> Recorder:
+    """Three saves in a new folder, each of which removes the checkpoint before."""
+    recorder = Recorder(root, patch)
+    weight = Weight()
+
+    def emit(record: Any) -> None:
+        if record["k"] == "ck":
+            recorder.told(point(record))
+
+    store = CheckpointStore(root / CHECKPOINTS, 1)
+    saver = Checkpointer(store, {"weight": weight}, every=1, keep=1, resume=None, emit=emit)
+    for weight.step in SAVES:
+        saver.save_step(weight.step)
+        saver.settle()
+    return recorder
+
+
+def after_a_damaged_one(root: Path, patch: pytest.MonkeyPatch) -> Recorder:
+    """An attempt that finds the newest checkpoint damaged, resumes from the one before, and saves."""
+    points: list[ResumePoint] = []
+
+    def note(record: Any) -> None:
+        if record["k"] == "ck":
+            points.append(point(record))
+
+    weight = Weight()
+    store = CheckpointStore(root / CHECKPOINTS, 1)
+    saver = Checkpointer(store, {"weight": weight}, every=1, keep=2, resume=None, emit=note, background=False)
+    for weight.step in SAVES[:2]:
+        saver.save_step(weight.step)
+    (root / CHECKPOINTS / points[1].name / "weight.pt").write_bytes(b"damaged")
+
+    recorder = Recorder(root, patch)
+    recorder.told(points[0])
+
+    def emit(record: Any) -> None:
+        if record["k"] == "ck":
+            recorder.told(point(record))
+
+    store = CheckpointStore(root / CHECKPOINTS, 2)
+    saver = Checkpointer(store, {"weight": weight}, every=1, keep=1, resume=points[::-1], emit=emit)
+    assert saver.step == SAVES[0]
+    weight.step = SAVES[-1]
+    saver.save_step(weight.step)
+    saver.settle()
+    return recorder
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    """Three saves in a new folder, each of which removes the checkpoint before."""
-    root = tmp_path_factory.mktemp("recorded")
-    with pytest.MonkeyPatch.context() as patch:
-        recorder = Recorder(root, patch)
-        weight = Weight()
-        store = CheckpointStore(root / CHECKPOINTS, 1)
+def record(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Story], Recorded]:
+    """Records a story, each once."""
 
-        def emit(record: Any) -> None:
-            if record["k"] == "ck":
-                recorder.told(ResumePoint(name=record["name"], step=record["s"], digest=record["digest"]))
+    @cache
+    def recorded(story: Story) -> Recorded:
+        root = tmp_path_factory.mktemp("recorded")
+        with pytest.MonkeyPatch.context() as patch:
+            recorder = story(root, patch)
+            recorder.told(ResumePoint(name="", step=SAVES[-1]))  # so that the last prune is cut too
+        recorder.close()
+        return Recorded(log=recorder.log, home=recorder.home, start=recorder.start)
 
-        saver = Checkpointer(store, {"weight": weight}, every=1, keep=1, resume=None, emit=emit)
-        for weight.step in SAVES:
-            saver.save_step(weight.step)
-            saver.settle()
-        recorder.told(ResumePoint(name="", step=SAVES[-1]))  # so that the last prune is cut too
-    recorder.close()
-    return Recorded(log=recorder.log, home=recorder.home)
+    return recorded
 
 
 def lost(recorded: Recorded, scratch: Path, *, bus: bool, without: Callable[[Synced], bool]) -> Iterator[str]:
     """What a cut costs, in words: once for each state in which it costs something."""
-    log = [entry for entry in recorded.log if not (isinstance(entry, Synced) and without(entry))]
-    for tree, told in power_cut.cuts(log, recorded.home):
+    log = [entry for entry in recorded.log if not (isinstance(entry, Synced) and entry.path and without(entry))]
+    seen = set()
+    for tree, told in power_cut.cuts(log, recorded.home, recorded.start):
         power_cut.write(tree, scratch)
         points = [point for point in reversed(told) if point.name]
         least = max((point.step for point in points), default=0)
         weight = Weight()
+        store = CheckpointStore(scratch / CHECKPOINTS, 3)  # removes what is unfinished
+        left = (contents(scratch), least)
+        if left in seen:  # the rest sees no difference to an earlier state
+            shutil.rmtree(scratch)
+            continue
+        seen.add(left)
         found = Checkpointer(
-            CheckpointStore(scratch / CHECKPOINTS, 2),
+            store,
             {"weight": weight},
             every=1,
             keep=1,
@@ -91,6 +150,12 @@ def lost(recorded: Recorded, scratch: Path, *, bus: bool, without: Callable[[Syn
         shutil.rmtree(scratch)
 
 
+def contents(folder: Path) -> tuple[tuple[str, bytes], ...]:
+    """Every file below, by its path."""
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    return tuple(sorted((str(path.relative_to(folder)), path.read_bytes()) for path in found))
+
+
 def tree_names(tree: Any, path: str = "") -> list[str]:
     found = []
     for name, content in tree:
@@ -99,10 +164,14 @@ def tree_names(tree: Any, path: str = "") -> list[str]:
 
 
 @pytest.mark.parametrize("bus", [True, False], ids=["as the bus tells", "as the disk shows"])
-def test_a_power_cut_costs_no_checkpoint_that_was_told(recorded: Recorded, tmp_path: Path, bus: bool) -> None:
+@pytest.mark.parametrize("story", [in_a_new_job, after_a_damaged_one])
+def test_a_power_cut_costs_no_checkpoint_that_was_told(
+    record: Callable[[Story], Recorded], tmp_path: Path, story: Story, bus: bool
+) -> None:
+    recorded = record(story)
     losses = lost(recorded, tmp_path / "cut", bus=bus, without=lambda synced: False)
     assert list(itertools.islice(losses, 3)) == []
-    states = sum(1 for _ in power_cut.cuts(recorded.log, recorded.home))
+    states = sum(1 for _ in power_cut.cuts(recorded.log, recorded.home, recorded.start))
     print(f"{len(recorded.log)} operations, {states} states")
     assert states > 100
 
@@ -119,7 +188,8 @@ FLUSHES: dict[str, Callable[[str], bool]] = {
 
 
 @pytest.mark.parametrize("flush", FLUSHES)
-def test_without_any_one_flush_a_cut_does_cost(recorded: Recorded, tmp_path: Path, flush: str) -> None:
+def test_without_any_one_flush_a_cut_does_cost(record: Callable[[Story], Recorded], tmp_path: Path, flush: str) -> None:
+    recorded = record(in_a_new_job)
     flushed = [entry.path for entry in recorded.log if isinstance(entry, Synced)]
     assert any(FLUSHES[flush](path) for path in flushed), f"{flush} is not flushed: {flushed}"
     losses = lost(recorded, tmp_path / "cut", bus=True, without=lambda synced: FLUSHES[flush](synced.path))
