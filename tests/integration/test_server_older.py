@@ -15,7 +15,7 @@ import pytest
 from system import TRAIN, System, running_system
 from trackside import oracle, witness
 from trackside.cli.faults import frozen
-from trackside.models import Job, JobState, Role
+from trackside.models import EventKind, Job, JobState, Reason, Role
 from trackside.processes import look
 from trackside.retry import until_reachable
 from trackside.testing import wait_until
@@ -121,3 +121,69 @@ def test_a_server_that_comes_back_empty_gets_its_records_back_and_nothing_runs_t
         assert [rebuilt(system, job_id) for job_id in (done, runs, queued)] == [1, 1, 1]
         assert "rebuilt from the ledger" in system.cli("why", runs)
         assert_right(system, [done, runs, queued])
+
+
+def test_an_older_copy_takes_no_number_back(fresh_home: Path, script: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    with system_in(fresh_home) as system:
+        expected = undisturbed(system, script)
+        job_id = system.submit(script, args=("--steps", str(STEPS)))
+        first = system.stepping(job_id, 60)
+        shutil.copytree(data(system), copy)
+        assert first.attempt_pid is not None
+        system.kill(first.attempt_pid)
+        wait_until(lambda: system.job(job_id).attempt == 2, 20.0, "the killed attempt was not followed by another")
+        second = system.stepping(job_id, 120)
+        before = system.events(job_id)
+
+        with server_down(system):
+            shutil.rmtree(data(system))
+            shutil.copytree(copy, data(system))
+
+        wait_until(lambda: until_reachable(lambda: rebuilt(system, job_id), limit_s=WAITED_S), 20.0, "no rebuild")
+        again = system.stepping(job_id, (second.step or 0) + 20)
+        assert (again.attempt, again.attempt_pid) == (2, second.attempt_pid), "another attempt took over"
+        assert system.events(job_id)[: len(before)] == before
+        assert system.ended(job_id).state is JobState.SUCCEEDED
+
+        given = [event.attempt for event in system.events(job_id) if event.kind is EventKind.ASSIGNED]
+        assert given == [1, 2]
+        ends = [attempt.outcome and attempt.outcome.reason for attempt in system.attempts(job_id)]
+        assert ends == [Reason.KILLED, Reason.SUCCEEDED]
+        assert system.series(job_id, "loss") == expected
+        assert_right(system, [job_id])
+
+
+def test_without_a_ledger_it_is_said_loudly_and_nothing_runs_again(
+    fresh_home: Path, script: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    with system_in(fresh_home) as system:
+        job_id = system.submit(script, args=("--steps", "300"))
+        beat = system.stepping(job_id, 60)
+        up = system.beat(Role.LAUNCHER)
+        assert up is not None
+        assert beat.attempt_pid is not None
+
+        with server_down(system):
+            os.kill(up.children["supervisor"], signal.SIGKILL)
+            shutil.move(data(system), copy)
+            shutil.rmtree(system.home / "ledger")
+
+        wait_until(
+            lambda: told(system, "supervisor", "jobs_unknown_to_the_server"), 20.0, "the supervisor says nothing"
+        )
+        wait_until(lambda: told(system, "trainer", "server_is_behind"), 10.0, "the trainer says nothing")
+        wait_until(lambda: look(beat.attempt_pid or 0) is None, 30.0, "the training did not go on to its end")
+        assert "server's data" in system.cli("doctor", code=0)
+        assert system.store.jobs([job_id]) == []
+        assert [path.name for path in (system.home / "jobs" / job_id / "attempts").iterdir()] == ["1"]
+
+        with server_down(system):  # what the log says to do
+            shutil.rmtree(data(system))
+            shutil.copytree(copy, data(system))
+
+        assert back(system, job_id).attempt == 1
+        assert system.ended(job_id).state is JobState.SUCCEEDED
+        assert list(system.series(job_id, "loss")) == list(range(1, 301))
+        assert_right(system, [job_id])

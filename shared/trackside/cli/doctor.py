@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _NEEDED: Final = ("orjson", "redis", "rich", "rq", "structlog", "tenacity", "typer")
 _OPTIONAL: Final = {"torch": "trainer", "nvidia-ml-py": "trainer", "streamlit": "dashboard"}
+_JOBS_LOOKED_AT: Final = 1000
 _LOW_DISK_BYTES: Final = 2 * 1024**3
 
 
@@ -71,6 +72,7 @@ def _checks(settings: Settings) -> Iterator[Check]:
     yield answered
     if client is not None:
         yield from _services(client)
+        yield from _unknown_jobs(settings, client)
     yield _gpu_driver()
 
 
@@ -179,6 +181,26 @@ def _services(client: Client) -> Iterator[Check]:
         else:
             todo = f"start it with `trackside up` or `trackside {command}`"
             yield Check(name=role.value, status="warn", message=f"none beating{told}", todo=todo)
+
+
+def _unknown_jobs(settings: Settings, client: Client) -> Iterator[Check]:
+    """Jobs that ran on this host and that the server does not know: it has come back empty or older."""
+    from trackside.bus import keys
+
+    try:
+        folders = sorted(path.name for path in (settings.data_dir / "jobs").iterdir())[-_JOBS_LOOKED_AT:]
+    except OSError:
+        return
+    with client.pipeline(transaction=False) as pipe:
+        for name in folders:
+            pipe.exists(keys.job(name))
+        there = pipe.execute() if folders else []
+    unknown = [plain(name) for name, found in zip(folders, there, strict=True) if not found]
+    if unknown:
+        named = ", ".join(unknown[:4]) + (" ..." if len(unknown) > 4 else "")
+        todo = "restore the server's data from a backup, or submit them again"
+        message = f"{len(unknown)} that ran here are unknown to the server ({named})"
+        yield Check(name="jobs", status="warn", message=message, todo=todo)
 
 
 def _gpu_driver() -> Check:
