@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from trackside.bus import streams
-from trackside.models import Event, EventKind, JobState, Reason, Slot
+from trackside.models import Event, EventKind, Job, JobState, Reason, Slot
 from trackside.testing import wait_until
-from trainer_harness import Trainer, steps_script, supervised, supervising
+from trainer_harness import Trainer, lives, steps_script, supervised, supervising
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 TOTAL_MIB, IDLE_MIB = 81_559, 600
@@ -254,3 +254,41 @@ def test_a_job_waits_in_the_queue_until_a_gpu_is_free(
         job = trainer.store.job(job_id)
     assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
     assert "sees GPU-b" in trainer.output(job)
+
+
+RAISES = """
+import os, pathlib, torch, trackside
+run = trackside.init()
+print("pid", os.getpid(), flush=True)
+if run.attempt == 1:
+    raise {error}
+"""
+
+
+def test_after_a_sticky_cuda_error_the_job_goes_on_in_another_process(
+    trainer: Trainer, bus_urls: Mapping[str, str]
+) -> None:
+    error = "torch.AcceleratorError('CUDA error: device-side assert triggered')"
+    with supervising(bus_urls["supervisor"], trainer.home):
+        job_id = trainer.submit(RAISES.format(error=error))
+        wait_until(lambda: trainer.store.job(job_id).state.terminal, 30, "it did not end")
+        job = trainer.store.job(job_id)
+    assert reasons(trainer, job) == [Reason.CUDA_ERROR, Reason.SUCCEEDED]
+    first, second = trainer.pids_in_output(job, 2)
+    assert first != second
+    assert not lives(first)
+
+
+def test_a_job_that_does_not_fit_on_its_gpu_is_not_started_again_unchanged(
+    trainer: Trainer, bus_urls: Mapping[str, str]
+) -> None:
+    with supervising(bus_urls["supervisor"], trainer.home):
+        job_id = trainer.submit(RAISES.format(error="torch.OutOfMemoryError('CUDA out of memory')"))
+        wait_until(lambda: trainer.store.job(job_id).state.terminal, 30, "it did not end")
+        job = trainer.store.job(job_id)
+    assert job.state is JobState.FAILED
+    assert reasons(trainer, job) == [Reason.OOM_GPU]
+
+
+def reasons(trainer: Trainer, job: Job) -> list[Reason]:
+    return [attempt.outcome.reason for attempt in trainer.store.attempts(job) if attempt.outcome is not None]
