@@ -16,6 +16,15 @@ HERE: Final = {
     *("F21", "F55", "F56", "F58"),  # test_faults_server.py
     "F60",  # soak.py
 }
+# Tested with a fake device: a table stands for the GPUs' driver, under a real agent, worker and supervisor.
+_GPU: Final = "integration/test_trainer_gpu.py"
+FAKE_DEVICE: Final = {
+    "F43": (_GPU, "test_an_error_of_the_hardware_takes_its_slot_out_of_service_until_somebody_puts_it_back"),
+    "F44": (_GPU, "test_after_a_sticky_cuda_error_the_job_goes_on_in_another_process"),
+    "F45": (_GPU, "test_a_gpu_in_use_by_somebody_else_is_blocked_then_quarantined_and_opened_when_it_is_free"),
+    "F46": (_GPU, "test_a_job_sees_its_slot_s_gpu_alone_whatever_the_order_of_the_gpus"),
+    "F47": (_GPU, "test_heat_is_told_and_restarts_nothing"),
+}
 # Tested where their cause can be made to measure: the file under tests/ and the test.
 ELSEWHERE: Final = {
     "F19": (
@@ -29,9 +38,10 @@ ELSEWHERE: Final = {
         "test_the_loop_goes_on_while_the_disk_is_slow_and_the_copy_is_what_is_saved",
     ),
     "F41": ("integration/test_resume_power_cut.py", "test_a_power_cut_costs_no_checkpoint_that_was_told"),
-    "F42": ("unit/test_recovery.py", "test_each_ending_has_its_consequence"),
+    "F42": (_GPU, "test_a_job_that_does_not_fit_on_its_gpu_is_not_started_again_unchanged"),
     "F53": ("dashboard/test_views.py", "test_a_hostile_name_stands_for_itself"),
     "F57": ("unit/test_codec.py", "test_an_unknown_field_is_ignored_and_a_missing_one_takes_its_default"),
+    **FAKE_DEVICE,
 }
 # Not done, and why.
 NOT_DONE: Final = {
@@ -41,11 +51,6 @@ NOT_DONE: Final = {
     "F30": "the embedded server has no replica",
     "F34": "an embedded server keeps its socket's path; other addresses are a deployment's",
     "F35": "sixty-four clients are more than this machine serves at once",
-    "F43": "needs a GPU",
-    "F44": "needs a GPU",
-    "F45": "needs a GPU",
-    "F46": "needs a GPU",
-    "F47": "needs a GPU",
     "F49": "one attempt is one process so far",
     "F50": "every deadline is in the server's time; no process's own wall clock is compared",
     "F54": "fifty browser sessions are more than this machine serves at once",
