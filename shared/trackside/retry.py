@@ -11,6 +11,7 @@ from typing import Final, TypeVar, cast
 
 from tenacity import (
     Retrying,
+    retry_if_exception,
     retry_if_exception_type,
     stop_after_attempt,
     stop_after_delay,
@@ -55,10 +56,15 @@ def until_reachable(act: Callable[[], T], *, limit_s: float) -> T:
     return policy(act)
 
 
+def _broke(error: BusUnavailable) -> bool:
+    """Whether the server may answer at once; where nobody listens, or it takes no writes, asking again only harms."""
+    return not error.facts.get("refused") and "full" not in error.facts
+
+
 def at_once(act: Callable[[], T]) -> T:
     """Repeat `act` a few times where the connection broke, with hardly a wait; what is slow to fail is not repeated."""
     policy = Retrying(
-        retry=retry_if_exception_type(BusUnavailable),
+        retry=retry_if_exception(lambda error: isinstance(error, BusUnavailable) and _broke(error)),
         wait=wait_random(0, _AT_ONCE_WAIT_S),
         stop=stop_after_attempt(_AT_ONCE_TRIES) | stop_after_delay(_AT_ONCE_LIMIT_S),
         reraise=True,

@@ -22,6 +22,7 @@ from redis.client import Pipeline as RedisPipeline
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
+from trackside.bus import keys
 from trackside.config import Settings
 from trackside.errors import BusDenied, BusError, BusUnavailable, ConfigurationError
 from trackside.retry import at_once
@@ -52,17 +53,39 @@ def bus_errors() -> Iterator[None]:
     except redis.exceptions.BusyLoadingError as error:
         raise BusUnavailable("the server is still loading its data; wait a moment and try again") from error
     except _AWAY as error:
-        raise BusUnavailable(f"no answer from the server: {error}; is `trackside up` running?") from error
+        # Nobody listens there: asking again at once would only add to the storm when the server is back.
+        refused = isinstance(error.__context__ or error, ConnectionRefusedError | FileNotFoundError)
+        raise BusUnavailable(
+            f"no answer from the server: {error}; is `trackside up` running?", refused=refused
+        ) from error
     except redis.exceptions.OutOfMemoryError as error:
-        raise BusUnavailable(f"the server is out of memory: {error}; raise its maxmemory or remove old jobs") from error
+        raise BusUnavailable(
+            "the server is out of memory and takes no writes; what trains goes on: raise its maxmemory, "
+            f"or remove old jobs ({_told(error)})", full="memory",
+        ) from error  # fmt: skip
+    except (redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError) as error:
+        raise BusUnavailable(f"the server takes no writes: {error}; connect to the one that does") from error
     except redis.ResponseError as error:
-        if str(error).startswith(("NOPERM", "NOAUTH", "WRONGPASS")):
-            raise BusDenied(f"the server refused this user: {error}") from error
-        if str(error).startswith(("MISCONF", "READONLY", "LOADING", "MASTERDOWN")):
-            raise BusUnavailable(f"the server takes no writes: {error}") from error
+        told = _told(error)
+        if told.startswith(("NOPERM", "NOAUTH", "WRONGPASS")):
+            raise BusDenied(f"the server refused this user: {told}") from error
+        if told.startswith("MISCONF"):
+            raise BusUnavailable(
+                "the server cannot write to its disk and takes no writes; what trains goes on: free space there, "
+                f"and see its log ({told})", full="disk",
+            ) from error  # fmt: skip
+        if told.startswith(("READONLY", "LOADING", "MASTERDOWN")):
+            raise BusUnavailable(
+                f"the server takes no writes: {told}; wait, or connect to the one that does"
+            ) from error
         raise
     except redis.RedisError as error:
         raise BusError(f"the server answered: {error}") from error
+
+
+def _told(error: Exception) -> str:
+    """The server's own words; redis-py puts its own before them where a pipeline failed."""
+    return str(error).rpartition("caused error: ")[2]
 
 
 class Pipeline(RedisPipeline):
@@ -245,6 +268,11 @@ def _greet(name: str | None, connection: Any) -> None:
     connection.send_packed_command(connection.pack_commands(commands), check_health=False)
     for _ in commands:
         connection.handshake_metadata = connection.read_response()
+
+
+def check_writes(client: Client) -> None:
+    """Raise BusUnavailable if the server takes no writes; changes nothing, for the stream is never made."""
+    client.xadd(keys.PROBE, {"probe": ""}, nomkstream=True)
 
 
 def now_ms(client: Client | Pipeline) -> int:

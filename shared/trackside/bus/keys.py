@@ -18,6 +18,7 @@ ts:samples:<host>          stream   agent                         trimmed to abo
 ts:beat:<role>:<name>      string   that process                  after its TTL
 ts:deadlines               zset     every process that beats      by its owner at its end: member <role>:<name> -> ms
 ts:leader                  string   leading supervisor            after the lease
+ts:probe                   stream   nobody                        never there: asks whether a write is taken
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ STATUS_CHANNEL: Final = "ts:status"
 SLOTS: Final = "ts:slots"
 DEADLINES: Final = "ts:deadlines"
 LEADER: Final = "ts:leader"
+PROBE: Final = "ts:probe"
 
 EVENTS_MAXLEN: Final = 100_000
 METRICS_MAXLEN: Final = 200_000

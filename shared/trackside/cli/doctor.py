@@ -71,6 +71,7 @@ def _checks(settings: Settings) -> Iterator[Check]:
     answered, client = _server(settings)
     yield answered
     if client is not None:
+        yield _writes(client)
         yield from _services(client)
         yield from _unknown_jobs(settings, client)
     yield _gpu_driver()
@@ -150,6 +151,17 @@ def _server(settings: Settings) -> tuple[Check, Client | None]:
         return Check(name="server", status="ok", message=message), client
     except (BusError, ConfigurationError) as error:
         return Check(name="server", status="fail", message=f"{without_password(url)}: {error.message}"), None
+
+
+def _writes(client: Client) -> Check:
+    """A server whose memory or disk is full answers as ever, until it is asked to write."""
+    from trackside.bus.client import check_writes
+
+    try:
+        check_writes(client)
+    except BusError as error:
+        return Check(name="writes", status="fail", message=error.message)
+    return Check(name="writes", status="ok", message="the server takes them")
 
 
 def _who_answers(client: Client) -> str:

@@ -10,6 +10,7 @@ import typer
 from trackside.cli.context import newest_attempts, store_of
 from trackside.cli.observe import job_row, live_beats, process_rows, slot_rows
 from trackside.cli.render import Column, age, narrow, number, print_json, print_table, progress, say, span
+from trackside.errors import BusUnavailable
 
 if TYPE_CHECKING:
     from trackside.models import Job
@@ -140,6 +141,8 @@ def ps(ctx: typer.Context, as_json: Json = False) -> None:
     if as_json:
         print_json({"now_ms": now, "processes": rows})
         return
+    if (refused := _refused_writes(store)) is not None:
+        say(f"warning: {refused}")  # who beats in vain looks silent
     if not rows:
         say("no process has been seen; `trackside up` starts them")
         return
@@ -161,6 +164,16 @@ def ps(ctx: typer.Context, as_json: Json = False) -> None:
             for row in rows
         ],
     )  # fmt: skip
+
+
+def _refused_writes(store: Store) -> str | None:
+    from trackside.bus.client import check_writes
+
+    try:
+        check_writes(store.client)
+    except BusUnavailable as error:
+        return error.message
+    return None
 
 
 def slots(ctx: typer.Context, as_json: Json = False) -> None:
