@@ -6,7 +6,9 @@ out, and the real loader must restore from it the newest checkpoint that was tol
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from power_cut import Entry, Recorder, Synced
 from trackside.sdk.checkpointer import Checkpointer
 from trackside.sdk.checkpoints import CheckpointStore
 from trackside.sdk.context import ResumePoint
+from trackside_trainer.adoption import adopt
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -174,6 +177,35 @@ def test_a_power_cut_costs_no_checkpoint_that_was_told(
     states = sum(1 for _ in power_cut.cuts(recorded.log, recorded.home, recorded.start))
     print(f"{len(recorded.log)} operations, {states} states")
     assert states > 100
+
+
+def no_links(*_: object) -> None:
+    raise OSError(errno.EPERM, "no hard links here")
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["by links", "by copies"])
+def test_what_a_cut_leaves_of_an_adopted_checkpoint_hides_the_whole_one_from_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    root, scratch = tmp_path / "recorded", tmp_path / "cut"
+    written = CheckpointStore(root / "old", 1).write(20, {"model.pt": lambda out: out.write(b"weights" * 1000)})
+    (root / "checkpoints").mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        if not links:
+            patch.setattr(os, "link", no_links)
+        recorder = Recorder(root, patch)
+        adopt(root / "old" / written.name, root / "checkpoints", step=20, digest=written.digest)
+    recorder.close()
+
+    states = [tree for tree, _ in power_cut.cuts(recorder.log, recorder.home, recorder.start)]
+    assert len(states) > 5
+    for tree in states:
+        power_cut.write(tree, scratch)
+        again = adopt(scratch / "old" / written.name, scratch / "checkpoints", step=20, digest=written.digest)
+        assert again is not None, tree_names(tree)
+        (found,) = CheckpointStore(scratch / "checkpoints", 1).all()
+        CheckpointStore(scratch / "checkpoints", 1).verify(found, again.digest)
+        shutil.rmtree(scratch)
 
 
 # Each flush that a save does, by the path that it flushes.

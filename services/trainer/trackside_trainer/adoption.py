@@ -17,7 +17,7 @@ from typing import Final
 
 from trackside import logs
 from trackside.sdk import encode
-from trackside.sdk.checkpoints import MANIFEST, checkpoint_name
+from trackside.sdk.checkpoints import MANIFEST, checkpoint_name, sync_directory
 
 _NAME: Final = re.compile(r"step-\d{8,}-a\d+")
 
@@ -62,9 +62,17 @@ def _link(source: Path, target: Path, digest: str) -> None:
         except FileNotFoundError:
             raise
         except OSError:  # some shared file systems have no hard links
-            shutil.copyfile(source / file, aside / file)
+            _copy(source / file, aside / file)
     with (aside / MANIFEST).open("wb") as out:
         out.write(encode.dumps({**manifest, "attempt": 0}))
         out.flush()
         os.fsync(out.fileno())
+    sync_directory(aside)  # else a power cut could leave half of it under its name
     aside.rename(target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as read, target.open("xb") as out:
+        shutil.copyfileobj(read, out)
+        out.flush()
+        os.fsync(out.fileno())

@@ -124,9 +124,9 @@ class CheckpointStore:
                 {"v": VERSION, "step": step, "attempt": self.attempt, "t": now_ms(), **facts, "files": sums}
             )
             _write_file(aside / MANIFEST, lambda out: out.write(manifest))
-            _sync_directory(aside)
+            sync_directory(aside)
             aside.rename(target)
-            _sync_directory(self.root)
+            sync_directory(self.root)
             self._root()
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
@@ -240,7 +240,7 @@ class CheckpointStore:
             with suppress(OSError):  # one that may not be read was not made for this job
                 if folder.stat().st_dev != device:
                     break
-                _sync_directory(folder)
+                sync_directory(folder)
         self._rooted = True
 
     def _remove_unfinished(self) -> None:
@@ -263,7 +263,8 @@ def _write_file(path: Path, write: Callable[[HashingFile], object]) -> dict[str,
     return {"size": out.size_bytes, "sha256": out.hexdigest()}
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Flush the names in a directory to the disk."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
