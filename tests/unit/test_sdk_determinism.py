@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from trackside.sdk.determinism import EpochSampler, permutation, sample_generator
+from trackside.sdk.determinism import EpochIndexSampler, EpochSampler, permutation, sample_generator
 
 SIZE, BATCH = 10, 4
 
@@ -50,6 +50,13 @@ def test_one_epoch_at_a_time_goes_on_where_the_position_is() -> None:
     assert list(sampler) == permutation(3, 1, SIZE).tolist()[7:]
     assert list(sampler) == permutation(3, 2, SIZE).tolist()
     assert sampler.epoch == 3
+
+
+@pytest.mark.parametrize("start", [0, 7, SIZE, 2 * SIZE + 1])
+def test_each_index_comes_with_the_epoch_that_it_is_of(start: int) -> None:
+    pairs = list(itertools.islice(EpochIndexSampler(SIZE, seed=3, start=start), 2 * SIZE))
+    order = [(epoch, index) for epoch in range(5) for index in permutation(3, epoch, SIZE).tolist()]
+    assert pairs == order[start : start + 2 * SIZE]
 
 
 def test_the_order_is_the_same_in_every_release() -> None:

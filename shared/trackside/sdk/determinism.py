@@ -36,7 +36,9 @@ class EpochSampler(Sampler[int]):
 
     The position counts samples since the start of training, so a resumed script passes
     `start=state.step * batch_size`. Without `epochs` it never ends: batches run on across epochs, and one
-    `zip(run.steps(total), loader)` is the whole training. With `epochs=1` each `iter` gives the rest of one epoch.
+    `zip(run.steps(total), loader)` is the whole training. With `epochs=1` each `iter` gives the rest of one epoch; the
+    loader then needs a generator of its own, since each `iter` of it draws a number, else of torch's global one, and a
+    resumed run iterates at other moments.
     """
 
     def __init__(self, size: int, *, seed: int, start: int = 0, epochs: int | None = None) -> None:
