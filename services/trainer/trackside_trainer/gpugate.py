@@ -16,6 +16,7 @@ from trackside_trainer.samples import GpuLook
 
 _LOOK_LIMIT_S: Final = 10.0  # a driver that has to wake its devices takes seconds
 _AGAIN_S: Final = 0.25
+_GONE_S: Final = 5.0  # long enough for the agent to block the slot, so that the attempt does not come straight back
 
 
 class Gate:
@@ -56,9 +57,10 @@ class Gate:
             verdict, self._seen = judge(gpus, self._uuid, self._seen, now_s)
             if verdict.state is State.FREE:
                 return True, None
-            self._words = verdict.words
-            if verdict.state is State.GONE:
-                return False, f"handed back before it started, since its GPU {self._uuid} is gone: {verdict.words}"
+            gone = verdict.state is State.GONE
+            self._words = f"GPU {self._uuid} is gone: {verdict.words}" if gone else verdict.words
+            if gone and now_s >= self._until_s - self._limit_s + _GONE_S:
+                return False, f"handed back before it started: {self._words}"
         if now_s < self._until_s:
             return False, None
         return False, f"handed back before it started, since its GPU did not get free: {self._words}"

@@ -18,6 +18,7 @@ from trackside.store import Store
 from trackside_trainer.gpuguard import DRAIN, Seen, State, Verdict, judge
 
 NOT_YET: Final = "its GPU was not looked at yet: should this stay so, try `nvidia-smi`"
+_AGAIN_S: Final = 30.0  # then all is told again: a server that came back older has what stood there before
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,12 +48,16 @@ class GpuWatch:
         self._standing: dict[str, Standing] = {}
         self._keys: dict[str, object] = {}  # what the words of `blocked` were made from
         self._told: dict[str, Standing] = {}
+        self._again_s = 0.0
         self._news: dict[str, deque[_News]] = {name: deque(maxlen=100) for name in self._uuids}
         self._quarantined: set[str] = set()
         self._log = logs.get()
 
     def look(self, gpus: Sequence[Mapping[str, Any]], own: Mapping[str, Sequence[int]], now_s: float) -> None:
         """Judge a sample; `own` are the processes of the attempt on each slot that has one."""
+        if now_s >= self._again_s:
+            self._again_s = now_s + _AGAIN_S
+            self._told = {}
         for name, uuid in self._uuids.items():
             before = self._seen[name]
             verdict, self._seen[name] = judge(gpus, uuid, before, now_s, own=own.get(name))
