@@ -14,6 +14,7 @@ HERE: Final = {
     *(fault[0] for fault in test_faults_network.FAULTS),
     *("F15", "F40"),  # test_faults_script.py
     *("F21", "F55", "F56", "F58"),  # test_faults_server.py
+    *("F49", "F50", "F54"),  # test_faults_more.py
     "F60",  # soak.py
 }
 # Tested with a fake device: a table stands for the GPUs' driver, under a real agent, worker and supervisor.
@@ -51,8 +52,5 @@ NOT_DONE: Final = {
     "F30": "the embedded server has no replica",
     "F34": "an embedded server keeps its socket's path; other addresses are a deployment's",
     "F35": "sixty-four clients are more than this machine serves at once",
-    "F49": "one attempt is one process so far",
-    "F50": "every deadline is in the server's time; no process's own wall clock is compared",
-    "F54": "fifty browser sessions are more than this machine serves at once",
 }
 ALL: Final = [f"F{number:02d}" for number in range(1, 61)]
