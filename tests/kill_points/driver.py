@@ -32,6 +32,7 @@ EVERY: Final = 4
 LIMIT_S: Final = 120.0
 _KILLS_A_JOB: Final = 5
 _AT_START: Final = 0.15  # the share of kills that come at a chance moment from the fork on, whatever it does then
+_UNTOLD: Final = 0.2  # the share of attempts whose predecessor's newest checkpoint never reached the bus
 _START_S: Final = 0.4
 _LATER_S: Final = 0.03  # longer than a step and a save, so that kills come anywhere in them
 
@@ -113,9 +114,12 @@ class Job:
         (root / "work").mkdir(parents=True, exist_ok=True)
         (root / "work" / "train.py").write_bytes(SCRIPT.read_bytes())
 
-    def start(self, *options: str) -> Attempt:
-        """Fork the next attempt; it is told the checkpoints that the journals told of, as the bus would tell it."""
-        resume = self._resume()
+    def start(self, *options: str, untold: int = 0) -> Attempt:
+        """Fork the next attempt; it is told the checkpoints that the journals told of, as the bus would tell it.
+
+        The newest `untold` ones are on the disk, but never reached the bus.
+        """
+        resume = self._resume()[untold:]
         self.attempts += 1
         folder = self.root / "attempts" / str(self.attempts)
         folder.mkdir(parents=True)
@@ -192,7 +196,7 @@ class Job:
 
 def cut(job: Job, rng: random.Random, after_step: int, tally: Tally, *options: str) -> bool:
     """Kill the job's next attempt at a chance moment; False if it came to its end before that."""
-    attempt = job.start(*options)
+    attempt = job.start(*options, untold=int(rng.random() < _UNTOLD))
     if rng.random() < _AT_START:
         moment_s = attempt.began_s + rng.uniform(0.0, _START_S)
     else:
