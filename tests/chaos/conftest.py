@@ -17,7 +17,9 @@ from typing import Any, Final
 
 import pytest
 
+from chaos.rqinfo import Watch, everywhere, watched
 from chaos.scripts import TRAIN
+from trackside import launcher
 from trackside.cli import drill
 from trackside.cli.rehearse import Baseline, Result, baseline, healed
 from trackside.cli.throwaway import QUICK, Throwaway, throwaway
@@ -27,6 +29,7 @@ SEED: Final = int(os.environ.get("TRACKSIDE_CHAOS_SEED", "7"))
 REPORT: Final = os.environ.get("TRACKSIDE_CHAOS_JSON")
 SETTINGS: Final = {**QUICK, "stall_limit_s": "3", "stall_floor_s": "3", "startup_limit_s": "20"}
 _results: list[Result] = []
+_figures: list[str] = []
 
 
 def pytest_report_header() -> str:
@@ -50,8 +53,15 @@ def shared_system() -> Iterator[Throwaway]:
     shutil.rmtree(home, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def rq_info(shared_system: Throwaway) -> Iterator[Watch]:
+    """`rq info` every second beside all that is done to the shared system."""
+    with watched(lambda: launcher.client_url(shared_system.settings, "operator", tcp=True)) as watch:
+        yield watch
+
+
 @pytest.fixture
-def system(shared_system: Throwaway) -> Throwaway:
+def system(shared_system: Throwaway, rq_info: Watch) -> Throwaway:
     """The system, whole again after whatever the test before did to it."""
     healed(shared_system)
     return shared_system
@@ -79,6 +89,12 @@ def judged() -> Callable[[Result], None]:
     return take
 
 
+@pytest.fixture
+def figure() -> Callable[[str], None]:
+    """Takes a figure for the end of the report; nothing is judged by it."""
+    return _figures.append
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if not _results:
         return
@@ -88,8 +104,16 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     with console.capture() as capture:
         console.print(drill.table(_results))
     terminalreporter.write_line(capture.get())
+    rq_info = {"listings": everywhere.listings, "starts": everywhere.starts, "tracebacks": everywhere.tracebacks}
+    for line in (*_figures, "rq info meanwhile: " + ", ".join(f"{count} {what}" for what, count in rq_info.items())):
+        terminalreporter.write_line(line)
     if REPORT:
-        document = {"seed": SEED, "faults": [drill.as_json(result) for result in _results]}
+        document = {
+            "seed": SEED,
+            "rq_info": rq_info,
+            "figures": _figures,
+            "faults": [drill.as_json(result) for result in _results],
+        }
         Path(REPORT).write_text(json.dumps(document, indent=2) + "\n")
 
 

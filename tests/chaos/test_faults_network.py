@@ -17,6 +17,7 @@ import pytest
 
 from chaos.conftest import SEED, SETTINGS
 from chaos.proxy import Proxy
+from chaos.rqinfo import watched
 from trackside.bus.client import without_password
 from trackside.cli.faults import Fault, Harm, Scene, kill_training
 from trackside.cli.rehearse import Baseline, Result, baseline, healed, rehearse
@@ -49,7 +50,10 @@ def network(server_binary: ServerBinary, script: Path) -> Iterator[Network]:
         password = home / "server" / "secrets" / "supervisor"
         url = f"redis://supervisor@127.0.0.1:{proxy.port}/0"
         settings = {**LIMITS, "redis_url": url, "redis_password_file": str(password)}
-        with throwaway(home / "home", slots="cpu:2", settings=settings, url=server.url("supervisor")) as system:
+        with (
+            watched(lambda: server.url("operator", tcp=True)),
+            throwaway(home / "home", slots="cpu:2", settings=settings, url=server.url("supervisor")) as system,
+        ):
             base = baseline(system, lambda: system.submit(script))
             yield Network(system=system, proxy=proxy, server=server, undisturbed=base)
     shutil.rmtree(home, ignore_errors=True)

@@ -5,11 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +14,7 @@ import redis
 from rq import Queue
 
 from chaos.conftest import also
+from chaos.rqinfo import Watch
 from trackside import launcher, witness
 from trackside.bus import keys
 from trackside.bus.client import connect
@@ -128,40 +125,11 @@ def test_the_same_submit_twice_is_one_job(
     judged(also(result, *other))
 
 
-@contextmanager
-def rq_info(system: Throwaway, answers: list[int]) -> Iterator[None]:
-    """`rq info` every second, as somebody who watches would."""
-    over = threading.Event()
-    url = launcher.client_url(system.settings, "operator", tcp=True)
-    command = [str(Path(sys.executable).with_name("rq")), "info", "--url", url]
-
-    def ask() -> None:
-        while not over.wait(1.0):
-            answers.append(subprocess.run(command, capture_output=True, timeout=60, check=False).returncode)
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-@pytest.mark.chaos
-@pytest.mark.parametrize("id_", ["F02", "F17", "F05"])
-def test_rq_info_every_second_changes_nothing(
-    id_: str,
-    system: Throwaway,
-    script: Path,
-    undisturbed: Baseline,
-    rng: random.Random,
-    judged: Callable[[Result], None],
-) -> None:
-    answers: list[int] = []
-    with rq_info(system, answers):
-        result = rehearse(system, BY_ID[id_], lambda: system.submit(script), undisturbed, rng)
-    judged(result if 0 in answers else also(result, f"rq info never answered: {answers}"))
+def test_rq_info_lists_all_the_while(system: Throwaway, rq_info: Watch) -> None:
+    """Without this, nobody would know that it was there when the promises above were held."""
+    before = rq_info.listings
+    wait_until(lambda: rq_info.listings > before, 20.0, "rq info lists nothing")
+    assert rq_info.tracebacks == 0
 
 
 def test_the_witness_sees_the_processes_of_an_attempt(system: Throwaway, script: Path, undisturbed: Baseline) -> None:
