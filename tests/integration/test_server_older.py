@@ -6,21 +6,26 @@ import json
 import os
 import shutil
 import signal
+import socket as socket_
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import redis
 
+from chaos.proxy import Proxy
 from system import TRAIN, System, running_system
 from trackside import oracle, witness
 from trackside.cli.faults import frozen
-from trackside.models import EventKind, Job, JobState, Reason, Role
+from trackside.models import Beat, Event, EventKind, Job, JobState, Reason, Role
 from trackside.processes import look
 from trackside.retry import until_reachable
+from trackside.server import ServerBinary
 from trackside.testing import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 QUICK = {
     "beat_s": "0.25", "beat_ttl_s": "1.5", "silent_margin_s": "0.5", "lease_ttl_s": "1.5", "backoff_first_s": "0.2",
     "backoff_max_s": "0.5", "stop_grace_s": "5", "log_format": "json",
@@ -37,8 +42,8 @@ def script(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def system_in(home: Path, *, slots: str = "cpu:1") -> Iterator[System]:
-    with running_system(home, "--slots", slots, "--no-dashboard", **QUICK) as system:
+def system_in(home: Path, **settings: str) -> Iterator[System]:
+    with running_system(home, "--slots", "cpu:1", "--no-dashboard", **QUICK, **settings) as system:
         yield system
 
 
@@ -123,6 +128,24 @@ def test_a_server_that_comes_back_empty_gets_its_records_back_and_nothing_runs_t
         assert_right(system, [done, runs, queued])
 
 
+def assert_attempt_2_went_on(
+    system: System, job_id: str, second: Beat, before: list[Event], expected: dict[int, float]
+) -> None:
+    """Nothing but attempt 2 ran since the server knew attempt 1 only, and the result is the undisturbed one."""
+    wait_until(lambda: until_reachable(lambda: rebuilt(system, job_id), limit_s=WAITED_S), 20.0, "no rebuild")
+    again = system.stepping(job_id, (second.step or 0) + 20)
+    assert (again.attempt, again.attempt_pid) == (2, second.attempt_pid), "another attempt took over"
+    assert system.events(job_id)[: len(before)] == before
+    assert system.ended(job_id).state is JobState.SUCCEEDED
+
+    given = [event.attempt for event in system.events(job_id) if event.kind is EventKind.ASSIGNED]
+    assert given == [1, 2]
+    ends = [attempt.outcome and attempt.outcome.reason for attempt in system.attempts(job_id)]
+    assert ends == [Reason.KILLED, Reason.SUCCEEDED]
+    assert system.series(job_id, "loss") == expected
+    assert_right(system, [job_id])
+
+
 def test_an_older_copy_takes_no_number_back(fresh_home: Path, script: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     with system_in(fresh_home) as system:
@@ -140,18 +163,7 @@ def test_an_older_copy_takes_no_number_back(fresh_home: Path, script: Path, tmp_
             shutil.rmtree(data(system))
             shutil.copytree(copy, data(system))
 
-        wait_until(lambda: until_reachable(lambda: rebuilt(system, job_id), limit_s=WAITED_S), 20.0, "no rebuild")
-        again = system.stepping(job_id, (second.step or 0) + 20)
-        assert (again.attempt, again.attempt_pid) == (2, second.attempt_pid), "another attempt took over"
-        assert system.events(job_id)[: len(before)] == before
-        assert system.ended(job_id).state is JobState.SUCCEEDED
-
-        given = [event.attempt for event in system.events(job_id) if event.kind is EventKind.ASSIGNED]
-        assert given == [1, 2]
-        ends = [attempt.outcome and attempt.outcome.reason for attempt in system.attempts(job_id)]
-        assert ends == [Reason.KILLED, Reason.SUCCEEDED]
-        assert system.series(job_id, "loss") == expected
-        assert_right(system, [job_id])
+        assert_attempt_2_went_on(system, job_id, second, before, expected)
 
 
 def test_without_a_ledger_it_is_said_loudly_and_nothing_runs_again(
@@ -187,3 +199,58 @@ def test_without_a_ledger_it_is_said_loudly_and_nothing_runs_again(
         assert system.ended(job_id).state is JobState.SUCCEEDED
         assert list(system.series(job_id, "loss")) == list(range(1, 301))
         assert_right(system, [job_id])
+
+
+@contextmanager
+def plain_server(binary: ServerBinary, folder: Path, *options: str) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """A server without users or files; its socket and its process."""
+    folder.mkdir()
+    socket = folder / "redis.sock"
+    command = [str(binary.path), "--unixsocket", str(socket), "--dir", str(folder), "--save", "", *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        with redis.Redis(unix_socket_path=str(socket)) as client:
+            wait_until(lambda: answers(client), 20.0, "the server did not start")
+        yield socket, process
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def answers(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+def test_a_promoted_replica_that_misses_the_last_writes_takes_no_number_back(
+    fresh_home: Path, script: Path, server_binary: ServerBinary
+) -> None:
+    with socket_.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    home = fresh_home / "home"
+    with (
+        plain_server(server_binary, fresh_home / "a", "--port", port) as (primary, process),
+        plain_server(server_binary, fresh_home / "b", "--port", "0", "--replicaof", "127.0.0.1", port) as (other, _),
+        Proxy(primary, 7) as proxy,
+        system_in(home, redis_url=f"redis://127.0.0.1:{proxy.port}/0") as system,
+        redis.Redis(unix_socket_path=str(other)) as replica,
+    ):
+        expected = undisturbed(system, script)
+        job_id = system.submit(script, args=("--steps", str(STEPS)))
+        first = system.stepping(job_id, 60)
+        wait_until(lambda: replica.hget(f"ts:job:{job_id}", "attempt") == b"1", 20.0, "the replica does not follow")
+        replica.replicaof("NO", "ONE")
+        assert first.attempt_pid is not None
+        system.kill(first.attempt_pid)
+        wait_until(lambda: system.job(job_id).attempt == 2, 20.0, "the killed attempt was not followed by another")
+        second = system.stepping(job_id, 120)
+        before = system.events(job_id)
+
+        process.kill()
+        proxy.upstream = other
+        proxy.reset_all()
+
+        assert_attempt_2_went_on(system, job_id, second, before, expected)
