@@ -169,7 +169,8 @@ def test_an_attempt_that_waits_for_its_gpu_can_be_cancelled_and_starts_once_it_i
         job = trainer.assign(WHERE)
         wait_until(lambda: (beat := trainer.beat("box-gpu0")) and beat.job == job.id, 10, "it was not claimed")
         trainer.store.cancel(job.id)
-        assert trainer.ended(job).reason is Reason.CANCELLED
+        outcome = trainer.ended(job)
+        assert (outcome.reason, outcome.detail) == (Reason.CANCELLED, "stopped before it started")
         waiting = trainer.assign(WHERE)
         wait_until(lambda: (beat := trainer.beat("box-gpu0")) and beat.job == waiting.id, 10, "it was not claimed")
         gpus.free("GPU-a")

@@ -51,6 +51,8 @@ def test_a_gpu_keeps_its_number_whatever_the_driver_s_order_and_a_new_one_gets_a
 
     assert ids("GPU-a", "GPU-b") == {"box-gpu0": "GPU-a", "box-gpu1": "GPU-b"}
     assert ids("GPU-b", "GPU-c", "GPU-a") == {"box-gpu0": "GPU-a", "box-gpu1": "GPU-b", "box-gpu2": "GPU-c"}
+    listed = numbered(tmp_path, [{"uuid": "GPU-b"}, {"uuid": "GPU-a"}])
+    assert [slot.gpu_uuid for slot in slots("gpu:1", list(map(dict, listed)))] == ["GPU-a"]
     assert ids("GPU-b") == {"box-gpu1": "GPU-b"}
     (tmp_path / "run" / "gpus.json").write_text("[torn")
     assert ids("GPU-b") == {"box-gpu0": "GPU-b"}
