@@ -307,9 +307,14 @@ def test_a_hanging_attempt_shows_its_stacks_when_asked(attempts: Attempts) -> No
 def test_a_stop_while_threads_are_joined_is_a_stop(attempts: Attempts) -> None:
     attempt = attempts.script(
         "import pathlib, threading, time\n"
-        "threading.Thread(target=lambda: (pathlib.Path('ready').touch(), time.sleep(60))).start()\n"
+        "def work():\n"
+        "    while threading.main_thread().is_alive():\n"
+        "        time.sleep(0.01)\n"
+        "    pathlib.Path('joined').touch()\n"
+        "    time.sleep(60)\n"
+        "threading.Thread(target=work).start()\n"
     )
-    wait_until((attempts.root / "work" / "ready").exists, LIMIT_S, "the script's thread never started")
+    wait_until((attempts.root / "work" / "joined").exists, LIMIT_S, "the script's thread was never joined")
     assert attempt.process is not None
     attempt.process.send_signal(signal.SIGTERM)
     assert attempt.end()[0] == 75
