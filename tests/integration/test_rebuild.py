@@ -24,15 +24,16 @@ from integration.test_supervisor import (
     submit_all,
     working,
 )
-from trackside.bus import streams
+from trackside.bus import queue, streams
 from trackside.bus.client import Client, connect
-from trackside.models import Attempt, Event, EventKind, Job, JobState
+from trackside.errors import Conflict
+from trackside.models import Attempt, AttemptState, Event, EventKind, Job, JobState, Reason
 from trackside.retry import until_reachable
 from trackside.server import EmbeddedServer
 from trackside.store import Store
 from trackside.testing import wait_until
 from trackside_supervisor import crashpoints
-from trackside_supervisor.keeper import REBUILT
+from trackside_supervisor.keeper import REBUILT, SureLease
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -119,6 +120,58 @@ def test_a_supervisor_killed_in_the_middle_of_a_rebuild_is_followed_by_one_that_
         wait_until(lambda: store.job("waits").state is JobState.SUCCEEDED, 20, "nothing goes on after the rebuild")
     given = [event for event in state_of(store, "waits")[2] if event.kind is EventKind.ASSIGNED]
     assert [event.attempt for event in given] == [1]
+
+
+def test_an_attempt_that_was_only_given_out_is_given_again_under_a_new_number(
+    own_server: EmbeddedServer, supervisors: Supervisors
+) -> None:
+    client = connect(own_server.url("trainer"))
+    store = Store(client, by="test")
+    store.register_slot(SLOT)
+    trainer = Trainer(client, {})
+    trainer.beat()
+    store.submit("j", "j", SPEC)
+    supervisors.start()
+    wait_until(lambda: beating(trainer) and store.job("j").attempt == 1, 20, "it was not given out")
+    wait_until(lambda: ledger_has(supervisors.home, '"assigned"'), 10, "the ledger did not take it in")
+
+    emptied(own_server)  # and with it what stood in the slot's queue
+
+    wait_until(lambda: until_reachable(lambda: bool(store.jobs(["j"])), limit_s=20), 20, "the job did not come back")
+    wait_until(lambda: beating(trainer) and store.job("j").attempt == 2, 20, "it waits for ever")
+    first, second = store.attempts(store.job("j"))
+    assert first.outcome is not None
+    assert first.outcome.reason is Reason.LOST
+    assert second.state is AttemptState.ASSIGNED
+    assert queue.queued(client, SLOT.id) == ["j_2"]
+
+
+def test_nothing_is_written_to_a_server_that_was_not_compared_yet(own_server: EmbeddedServer) -> None:
+    client = connect(own_server.url("supervisor"))
+    sure = [True]
+    lease = SureLease(client, "me", 5.0, lambda: sure[0])
+    store = Store(client, by="supervisor:me", lease=lease)
+    assert lease.hold()
+    store.submit("j", "j", SPEC)
+    sure[0] = False
+    with pytest.raises(Conflict, match="compared"):
+        store.assign("j", SLOT, lambda pipe, job: None)
+    assert store.job("j").attempt == 0
+
+
+def test_a_connection_that_was_made_anew_without_a_word_is_counted(own_server: EmbeddedServer) -> None:
+    client = connect(own_server.url("supervisor"))
+    client.ping()
+    made = client.connections.settle()
+    assert client.connections.settle() == made
+    emptied(own_server)
+    assert client.ping(), "redis-py is expected to connect again by itself"
+    assert client.connections.made == made + 1
+
+
+def beating(trainer: Trainer) -> bool:
+    trainer.beat()
+    return True
 
 
 def all_back(client: Client, jobs: list[str]) -> bool:

@@ -186,6 +186,7 @@ def test_without_a_ledger_it_is_said_loudly_and_nothing_runs_again(
             lambda: told(system, "supervisor", "jobs_unknown_to_the_server"), 20.0, "the supervisor says nothing"
         )
         wait_until(lambda: told(system, "trainer", "server_is_behind"), 10.0, "the trainer says nothing")
+        wait_until(system.store.slots, 10.0, "the agent's slots did not come back by themselves")
         wait_until(lambda: look(beat.attempt_pid or 0) is None, 30.0, "the training did not go on to its end")
         assert "server's data" in system.cli("doctor", code=0)
         assert system.store.jobs([job_id]) == []
@@ -199,6 +200,22 @@ def test_without_a_ledger_it_is_said_loudly_and_nothing_runs_again(
         assert system.ended(job_id).state is JobState.SUCCEEDED
         assert list(system.series(job_id, "loss")) == list(range(1, 301))
         assert_right(system, [job_id])
+
+
+def test_data_that_was_deleted_while_all_was_stopped_is_rebuilt_at_the_start(fresh_home: Path, script: Path) -> None:
+    with system_in(fresh_home) as system:
+        job_id = system.submit(script, args=("--steps", "200"))
+        reached = system.stepping(job_id, 60).step or 0
+    shutil.rmtree(fresh_home / "redis")
+
+    with system_in(fresh_home) as system:
+        job = back(system, job_id)
+        assert job.checkpoints, "the checkpoints to go on from are lost"
+        assert system.ended(job_id).state is JobState.SUCCEEDED
+        assert [attempt.number for attempt in system.attempts(job_id)] == [1, 2]
+        second = system.attempts(job_id)[1]
+        assert (second.resumed_step or 0) >= reached, "it began anew"
+        assert rebuilt(system, job_id) == 1
 
 
 @contextmanager

@@ -108,7 +108,7 @@ class Trainer:
 
     def turn(self) -> None:
         """Beat, and bring what is on the slot one step on."""
-        self._beat()
+        self.beat()
         for job in self.store.jobs(self.store.live_job_ids()):
             if job.slot != SLOT.id or self.held == (job.id, job.attempt):
                 continue
@@ -126,7 +126,7 @@ class Trainer:
                 continue
             self.store.end_attempt(job.id, job.attempt, Outcome(reason=reason, detail=f"scripted {reason}"))
 
-    def _beat(self) -> None:
+    def beat(self) -> None:
         beat = Beat(
             role=Role.WORKER, name=SLOT.id, host="h", pid=self.pid, started_at_ms=self.born_ms, at_ms=0, slot=SLOT.id
         )
