@@ -51,6 +51,7 @@ RULES: Final = {
     "worker gone": "its worker has left, and nobody reported the attempt's end",
     "never claimed": "its worker lives, and did not take it in time",
     "worker replaced": "another worker serves the slot, and nobody reported the attempt's end",
+    "not carried": "its worker is done with it, and the server has lost the report of its end",
 }
 # Those that use up a retry.
 COUNTED: Final = frozenset(

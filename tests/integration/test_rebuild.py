@@ -118,6 +118,8 @@ def test_a_supervisor_killed_in_the_middle_of_a_rebuild_is_followed_by_one_that_
     store.cordon(SLOT.id, cordoned=False)
     with working(Trainer(client, {})):
         wait_until(lambda: store.job("waits").state is JobState.SUCCEEDED, 20, "nothing goes on after the rebuild")
+    newest = streams.newest_event_id(client)
+    wait_until(lambda: ledger_has(supervisors.home, f'"at","id":"{newest}"'), 10, "the ledger stays behind")
     given = [event for event in state_of(store, "waits")[2] if event.kind is EventKind.ASSIGNED]
     assert [event.attempt for event in given] == [1]
 

@@ -110,6 +110,13 @@ def test_a_frozen_leader_that_wakes_harms_nothing(tmp_path: Path) -> None:
     assert [entry for entry, _ in found.jobs["one"].history] == [f"{at}-0" for at in (1, 2, 3, 6, 7, 8, 9)]
 
 
+def test_a_writer_whose_file_another_has_put_together_goes_on_in_a_new_one(tmp_path: Path) -> None:
+    old = filled(tmp_path)
+    Ledger.open(tmp_path).close()
+    old.append([kept("one", range(8, 9), number=2)], cursor="8-0")
+    assert Ledger.open(tmp_path).cursor == "8-0"
+
+
 def test_it_is_bounded_in_size_and_in_jobs_that_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_, "_GROWN_BYTES", 20_000)
     monkeypatch.setattr(ledger_, "ENDED_KEPT", 3)

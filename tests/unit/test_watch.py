@@ -55,6 +55,16 @@ def a_look(now_ms: int, deadline_ms: int | None, beat: Beat | None = None, clear
     return Sight(now_ms=now_ms, deadlines=deadlines, beats={"worker:h-cpu0": beat}, clear=clear)
 
 
+def test_an_attempt_that_its_idle_worker_is_done_with_is_lost_and_no_sooner_than_a_claim_takes() -> None:
+    idle = a_beat(job=None)
+    loss = lost(a_job(), running(started_at_ms=1000), a_look(11_000, 20_000, idle), LIMITS)
+    assert loss is not None
+    assert (loss.rule, loss.outcome.reason) == ("not carried", Reason.LOST)
+    assert lost(a_job(), running(started_at_ms=2000), a_look(11_000, 20_000, idle), LIMITS) is None
+    assert lost(a_job(), running(started_at_ms=1000), a_look(11_000, 20_000, a_beat(job="j")), LIMITS) is None
+    assert lost(a_job(), running(started_at_ms=1000), a_look(11_000, 20_000, idle, clear=False), LIMITS) is None
+
+
 def test_a_worker_within_its_deadline_and_margin_is_not_lost() -> None:
     assert lost(a_job(), running(), a_look(21_000, 20_000, a_beat()), LIMITS) is None
 

@@ -108,6 +108,9 @@ def judge(facts: Facts) -> Loss | None:
     replaced = None not in (facts.beat_pid, facts.worker_pid) and facts.beat_pid != facts.worker_pid
     if replaced and facts.now_ms - facts.beat_started_at_ms > facts.claim_ms:
         return _loss(facts, "worker replaced", "its worker was replaced and nobody reported its end")
+    idle = facts.beat_pid is not None and facts.beat_pid == facts.worker_pid and facts.beat_job is None
+    if idle and facts.now_ms - (facts.started_at_ms or facts.now_ms) > facts.claim_ms:
+        return _loss(facts, "not carried", "its worker is done with it, and the server has lost the report of its end")
     return None
 
 
