@@ -55,5 +55,5 @@ ELSEWHERE: Final = {
     **FAKE_DEVICE,
 }
 # Not done, and why.
-NOT_DONE: Final = {}
+NOT_DONE: Final[dict[str, str]] = {}
 ALL: Final = [f"F{number:02d}" for number in range(1, 61)]

@@ -26,8 +26,9 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from chaos.rqinfo import watched
 from chaos.scripts import TRAIN
-from trackside import oracle, witness
+from trackside import launcher, oracle, witness
 from trackside.cli import faults
 from trackside.cli.rehearse import leftovers, rules
 from trackside.cli.throwaway import QUICK, Throwaway, now_ms, throwaway
@@ -127,7 +128,10 @@ def main() -> int:
     script = home / "project" / "train.py"
     script.parent.mkdir()
     script.write_text(TRAIN)
-    with throwaway(home / "home", slots=f"cpu:{args.slots}", settings=QUICK) as system:
+    with (
+        throwaway(home / "home", slots=f"cpu:{args.slots}", settings=QUICK) as system,
+        watched(lambda: launcher.client_url(system.settings, "operator", tcp=True)) as rq_info,
+    ):
         base, step_s, spec = undisturbed(system, script, steps, args.slots)
         soak = Soak(system=system, rng=random.Random(seed), job_ids=submit(system, spec, args.jobs))
         began_s = time.monotonic()
@@ -135,7 +139,17 @@ def main() -> int:
         took_s = time.monotonic() - began_s
         history, violations = judge(soak, base)
     share = args.jobs * steps * step_s / args.slots / took_s
-    report = told(soak, history, violations, seed=seed, took_s=took_s, share=share, step_s=step_s, steps=steps)
+    report = told(
+        soak,
+        history,
+        violations,
+        rq_info_listings=rq_info.listings,
+        seed=seed,
+        took_s=took_s,
+        share=share,
+        step_s=step_s,
+        steps=steps,
+    )
     console.print(table(report))
     console.print(recovery_table(report))
     for violation in violations:
@@ -275,7 +289,7 @@ def table(report: dict[str, Any]) -> Table:
         [("undisturbed step", f"{report['step_s'] * 1000:.1f} ms")],
         ((name.replace("_", " "), _shown(report[name])) for name in (
             "faults", "faults_by_kind", "jobs_by_state", "attempts", "attempts_by_reason", "steps_done_again",
-            "steps_lost", "doubled",
+            "steps_lost", "doubled", "rq_info_listings",
         )),
         [("promises broken", str(len(report["violations"])))],
     )  # fmt: skip

@@ -125,11 +125,20 @@ def test_the_same_submit_twice_is_one_job(
     judged(also(result, *other))
 
 
-def test_rq_info_lists_all_the_while(system: Throwaway, rq_info: Watch) -> None:
+def test_rq_info_lists_all_the_while_and_may_write_nothing_of_ours(system: Throwaway, rq_info: Watch) -> None:
     """Without this, nobody would know that it was there when the promises above were held."""
     before = rq_info.listings
     wait_until(lambda: rq_info.listings > before, 20.0, "rq info lists nothing")
     assert rq_info.tracebacks == 0
+    operator = connect(launcher.client_url(system.settings, "operator"))
+    writes: tuple[Callable[[], object], ...] = (
+        lambda: operator.delete(keys.JOBS),
+        lambda: operator.zremrangebyscore(keys.JOBS, "-inf", "+inf"),
+        lambda: operator.srem(keys.SLOTS, "x"),
+    )
+    for write in writes:
+        with pytest.raises(BusDenied):
+            write()
 
 
 def test_the_witness_sees_the_processes_of_an_attempt(system: Throwaway, script: Path, undisturbed: Baseline) -> None:
