@@ -1,0 +1,133 @@
+"""What a call costs in round trips, what is asked again when the line breaks, and how a full server is told of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import pytest
+import redis
+from redis.connection import AbstractConnection
+
+from chaos.proxy import Proxy
+from trackside.bus import beats, keys, streams
+from trackside.bus.client import Client, bus_errors, check_writes, connect, now_ms, with_password
+from trackside.errors import BusUnavailable
+from trackside.models import Beat, EventKind, JobSpec, Program, Role
+from trackside.secretfiles import read_password
+from trackside.server import EmbeddedServer
+from trackside.store import Store
+from trackside.testing import wait_until
+
+BEAT: Final = Beat(role=Role.WORKER, name="w1", host="h", pid=1, started_at_ms=1, at_ms=0)
+SPEC: Final = JobSpec(program=Program(kind="script", target="a.py"))
+
+
+@pytest.fixture
+def trips(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], int]:
+    """How many round trips a call takes."""
+    sent: list[int] = []
+    send = AbstractConnection.send_packed_command
+
+    def counted(self: AbstractConnection, command: Any, check_health: bool = True) -> Any:
+        sent.append(1)
+        return send(self, command, check_health)  # type: ignore[no-untyped-call]  # redis-py's own
+
+    monkeypatch.setattr(AbstractConnection, "send_packed_command", counted)
+
+    def count(act: Callable[[], Any]) -> int:
+        sent.clear()
+        act()
+        return len(sent)
+
+    return count
+
+
+@pytest.fixture
+def line(redis_server: EmbeddedServer) -> Iterator[Proxy]:
+    with Proxy(redis_server.socket_path, 7) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def far(line: Proxy, redis_server: EmbeddedServer, bus_urls: Mapping[str, str]) -> Iterator[Client]:
+    password = read_password(redis_server.home / "secrets" / "supervisor")
+    client = connect(with_password(f"redis://supervisor@127.0.0.1:{line.port}/0", password), name="far")
+    yield client
+    client.close()
+
+
+def test_on_a_bad_line_every_round_trip_counts(
+    bus_urls: Mapping[str, str], trips: Callable[[Callable[[], Any]], int]
+) -> None:
+    client = connect(bus_urls["supervisor"], name="near")
+    store = Store(client, by="cli:test")
+    assert trips(client.ping) == 2  # one to greet, one to ask
+    assert trips(lambda: store.submit("trips-1", "trips", SPEC)) == 2
+    assert trips(lambda: store.cancel("trips-1")) == 2
+    beats.publish(client, BEAT, 4.0)
+    assert trips(lambda: beats.publish(client, BEAT, 4.0)) == 1
+
+
+def test_a_connection_says_who_it_is(bus_urls: Mapping[str, str]) -> None:
+    client = connect(bus_urls["supervisor"], name="near")
+    assert client.client_info()["name"] == "near"
+    assert client.client_info()["user"] == "supervisor"
+
+
+def test_a_lost_answer_is_asked_for_again(far: Client, line: Proxy) -> None:
+    far.ping()
+    line.drop_replies(2)
+    assert now_ms(far) > 0
+    assert line.resets == 2
+
+
+def test_a_write_is_never_sent_again_by_itself(far: Client, line: Proxy) -> None:
+    far.delete("ts:test:list")
+    line.drop_replies(1)
+    with pytest.raises(BusUnavailable):
+        far.rpush("ts:test:list", "x")
+    wait_until(lambda: far.llen("ts:test:list") == 1, 5.0, "the write was not done once")
+
+
+def test_a_change_whose_answer_was_lost_is_made_once(far: Client, line: Proxy) -> None:
+    store = Store(far, by="cli:test")
+    store.submit("lost-1", "lost", SPEC)
+    line.drop_replies(1)
+    store.pause("lost-1")
+    line.drop_replies(2)
+    store.resume("lost-1")
+    kinds = [event.kind for _, event in streams.history(far, "lost-1")]
+    assert kinds == [EventKind.SUBMITTED, EventKind.TRANSITION, EventKind.TRANSITION]
+
+
+def test_a_beat_reckoned_from_a_wrong_clock_is_put_right_at_once(bus_urls: Mapping[str, str]) -> None:
+    """A server that was set, or that another took the place of."""
+    client = connect(bus_urls["supervisor"])
+    beats.publish(client, BEAT, 4.0)
+    assert client.server_ahead_ms is not None
+    client.server_ahead_ms -= 3_600_000
+    beats.publish(client, replace(BEAT, pid=2), 4.0)
+    now, deadlines = beats.deadlines(client)
+    assert 3_000 < deadlines["worker:w1"] - now <= 4_000
+
+
+def test_asking_whether_writes_are_taken_writes_nothing(bus_urls: Mapping[str, str]) -> None:
+    client = connect(bus_urls["supervisor"])
+    check_writes(client)
+    assert not client.exists(keys.PROBE)
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (redis.exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."), "memory"),
+        (redis.ResponseError("MISCONF Errors writing to the AOF file: No space left on device"), "disk"),
+        (redis.ResponseError("Command # 1 (SET x) of pipeline caused error: MISCONF Errors writing"), "disk"),
+    ],
+)
+def test_a_full_server_is_one_that_is_away(error: Exception, full: str) -> None:
+    with pytest.raises(BusUnavailable) as caught, bus_errors():
+        raise error
+    assert caught.value.facts["full"] == full
