@@ -126,13 +126,19 @@ def main() -> int:
     become_subreaper()
     print(f"seed {args.seed}, {args.points} kill points each", flush=True)
     root = args.keep or Path(tempfile.mkdtemp(prefix="ts-"))
-    report = run(root.absolute(), args.points, args.seed)
+    try:
+        report = run(root.absolute(), args.points, args.seed)
+    except driver.Unequal as error:
+        print(f"UNEQUAL {error}; its files are in {root}")
+        return 1
     show(report)
     if args.json:
         args.json.write_text(json.dumps(report, indent=1))
     right = all(found["equal"] == found["kills"] for found in report["rows"]) and all(report["controls"].values())
     if right and not args.keep:
         shutil.rmtree(root)
+    if not right:
+        print(f"its files are in {root}")
     return 0 if right else 1
 
 
