@@ -146,6 +146,29 @@ def assert_attempt_2_went_on(
     assert_right(system, [job_id])
 
 
+def test_an_empty_server_gets_the_curves_of_earlier_attempts_back_from_their_journals(
+    fresh_home: Path, script: Path
+) -> None:
+    with system_in(fresh_home) as system:
+        expected = undisturbed(system, script)
+        job_id = system.submit(script, args=("--steps", str(STEPS)))
+        for number, step in ((1, 60), (2, 120)):
+            beat = system.stepping(job_id, step)
+            assert beat.attempt_pid is not None
+            system.kill(beat.attempt_pid)
+            wait_until(lambda at=number: system.job(job_id).attempt > at, 20.0, "no attempt followed")  # type: ignore[misc]  # mypy cannot see the default's type
+        third = system.stepping(job_id, 180)
+
+        with server_down(system):
+            shutil.rmtree(data(system))
+
+        assert back(system, job_id).attempt == 3
+        assert system.stepping(job_id, (third.step or 0) + 20).attempt_pid == third.attempt_pid
+        assert system.ended(job_id).state is JobState.SUCCEEDED
+        assert system.series(job_id, "loss") == expected
+        assert_right(system, [job_id])
+
+
 def test_an_older_copy_takes_no_number_back(fresh_home: Path, script: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     with system_in(fresh_home) as system:

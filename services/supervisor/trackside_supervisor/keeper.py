@@ -110,7 +110,7 @@ class Keeper:
         self._new = ledger.cursor is None
         if verdict is Verdict.OLDER:
             self._rebuild(ledger)
-        if ledger.cursor is None or verdict is not Verdict.WHOLE:
+        if ledger.cursor is None or verdict is not Verdict.WHOLE:  # a replica's clock may give smaller ids than before
             self._take_all(ledger)
         elif opened:
             self._take_news(ledger)

@@ -29,6 +29,7 @@ from trackside.sdk.page import Command, ControlPage
 from trackside.store import Store, check_not_behind
 from trackside_trainer import evidence, launch
 from trackside_trainer import folders as folders_
+from trackside_trainer.earlier import EarlierCurves
 from trackside_trainer.ending import CRASHES, Exit, judge
 from trackside_trainer.gpugate import LastLook
 from trackside_trainer.patience import Patience
@@ -108,6 +109,7 @@ class AttemptRun:
         self._journal = JournalTail(
             store, job.id, job.attempt, self._folders.journal, slot.storage, on_accepted=self._tell_accepted
         )
+        self._earlier = EarlierCurves(store, job, settings.data_dir)
         self._output = OutputTail(store.client, job.id, job.attempt, self._folders.output, settings.output_max_bytes)
 
     # -- beginning -------------------------------------------------------------------------------------------------
@@ -217,6 +219,8 @@ class AttemptRun:
     def _ship(self) -> bool:
         """Send what there is, within this tick's budget; whether there may be more."""
         try:
+            if ship_for(_SHIP_BUDGET_S, self._earlier):
+                return True
             return ship_for(_SHIP_BUDGET_S, self._journal, self._output)
         except OSError as error:  # the script removed or locked its own files
             if not self._disk_failed:

@@ -9,6 +9,7 @@ ts:history:<job>           stream   store                         never: the job
 ts:events                  stream   store                         trimmed to about 100,000: every event
 ts:status                  channel  store                         the same events, as wake-up
 ts:metrics:<job>           stream   worker, ids <attempt>-<byte>  trimmed to about 200,000 batches
+ts:aside:<job>             stream   worker                        put in its metrics stream's place: see earlier.py
 ts:output:<job>            stream   worker, ids <attempt>-<byte>  trimmed to about 50,000 pieces
 ts:snapshot:<sha256>       string   submitter                     never: a submitted folder, tar.gz
 ts:slots                   set      agent                         never: slot ids
@@ -55,6 +56,10 @@ def history(job_id: str) -> str:
 
 def metrics(job_id: str) -> str:
     return f"ts:metrics:{job_id}"
+
+
+def metrics_aside(job_id: str) -> str:
+    return f"ts:aside:{job_id}"
 
 
 def output(job_id: str) -> str:

@@ -1,0 +1,109 @@
+"""The curves of a job's earlier attempts, written again from their journals to a server that has lost them.
+
+A server that came back empty gets the running attempt's curves by itself: its shipper asks how far the stream is, and
+begins anew. Those of the attempts before it stand in their journals, if they ran here. A fenced stream takes nothing
+that is older than its last entry, so it is written aside as a whole and put in the place of the other in one
+transaction, while this worker, the stream's only writer, ships nothing.
+
+Of each attempt the steps are written that the next one did not do again: what came later may have been refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from trackside import logs
+from trackside.bus import keys
+from trackside.bus.client import Pipeline, WatchError
+from trackside.codec import encode
+from trackside.models import Job
+from trackside.sdk.journal import JournalReader
+from trackside.store import Store, check_not_behind
+from trackside_trainer.batches import BatchBuilder, whole
+from trackside_trainer.folders import Folders
+
+
+class EarlierCurves:
+    """Sees to it that a job's metrics stream begins with its first attempts; `ship` until there is nothing to do."""
+
+    def __init__(self, store: Store, job: Job, data: Path) -> None:
+        self._store, self._client, self._data = store, store.client, data
+        self._job, self._number = job.id, job.attempt
+        self._begins_at = job.checkpoints[0].step if job.checkpoints else 0
+        self._stream, self._aside = keys.metrics(job.id), keys.metrics_aside(job.id)
+        self._looked = -1  # behind which connection
+        self._writing: Iterator[None] | None = None
+
+    def ship(self) -> bool:
+        """Do one piece of it; whether there is more. Raises NotFound or ServerBehind while the record is missing."""
+        made = self._client.connections.settle()
+        if self._number == 1 or (self._looked == made and self._writing is None):
+            return False
+        try:
+            if self._looked != made:
+                self._writing = self._write() if self._lost() else None
+                self._looked = made
+            if self._writing is not None and next(self._writing, self) is self:
+                self._writing = None
+        except BaseException:  # it begins anew
+            self._looked, self._writing = -1, None
+            raise
+        return self._writing is not None
+
+    def _lost(self) -> bool:
+        """Whether the stream begins with this attempt, though there were others, and it is not for its length."""
+        with self._client.pipeline(transaction=False) as pipe:
+            pipe.xrange(self._stream, count=1)
+            pipe.xlen(self._stream)
+            first, length = pipe.execute()
+        begins = keys.parse_entry_id(first[0][0])[0] if first else self._number
+        return begins >= self._number and length < keys.METRICS_MAXLEN
+
+    def _write(self) -> Iterator[None]:
+        job = self._store.job(self._job)
+        check_not_behind(job, self._number)
+        begins = {attempt.number: attempt.resumed_step or 0 for attempt in self._store.attempts(job)}
+        begins[self._number] = self._begins_at
+        self._client.delete(self._aside)
+        for number in range(1, self._number):
+            journal = Folders(data=self._data, job=self._job, attempt=number).journal
+            self._client.xadd(self._aside, {"open": str(number)}, id=keys.entry_id(number, 0))
+            for end, builder in _batches(journal, begins[number + 1]):
+                fields: Any = {b"d": encode(builder.build())}
+                self._client.xadd(self._aside, fields, id=keys.entry_id(number, end))
+                yield
+        with self._client.pipeline() as pipe:
+            self._put_in_place(pipe)
+        logs.get().warning("curves_written_again", job=self._job, attempts=self._number - 1)
+
+    def _put_in_place(self, pipe: Pipeline) -> None:
+        pipe.watch(self._stream)
+        own = cast(list[Any], pipe.xrange(self._stream))
+        pipe.multi()
+        for entry, fields in own:
+            pipe.xadd(self._aside, fields, id=entry)
+        if not own:
+            pipe.xadd(self._aside, {"open": str(self._number)}, id=keys.entry_id(self._number, 0))
+        pipe.rename(self._aside, self._stream)
+        try:
+            pipe.execute()
+        except WatchError:  # a newer attempt was opened: what is to be done is its worker's
+            self._client.delete(self._aside)
+
+
+def _batches(journal: Path, last_step: int) -> Iterator[tuple[int, BatchBuilder]]:
+    """The points up to a step, with the byte up to which each batch brings the journal."""
+    builder, end, points = BatchBuilder(), 0, 0
+    for after, record in JournalReader(journal):
+        step = whole(record.get("s"))
+        if record["k"] != "m" or step is None or step > last_step:
+            continue
+        builder.add(record)
+        end, points = after, points + 1
+        if builder.full:
+            yield end, builder
+            builder, points = BatchBuilder(), 0
+    if points:
+        yield end, builder
