@@ -6,7 +6,7 @@ watched, and so are its streams, since a trainer goes on writing to them meanwhi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -38,16 +38,32 @@ class Written:
     more: tuple[Event, ...]
 
 
-def held(store: Store, job: Job, *, first: int = 1, after: str = "-") -> Held:
-    """What the server has of a job: attempts from number `first` on, events after an id, both as they stand at once."""
-    numbers = range(first, job.attempt + 1)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """What is asked of a job: attempts from number `first` on, events after an id."""
+
+    job: Job
+    first: int = 1
+    after: str = "-"
+
+
+def held(store: Store, wanted: Sequence[Wanted]) -> list[Held]:
+    """What the server has of these jobs, in one round trip; of each as it stands at one moment."""
     with store.client.pipeline() as pipe:
-        pipe.hgetall(keys.job(job.id))
-        pipe.xrange(keys.history(job.id), min=after if after == "-" else f"({after}")
-        for number in numbers:
-            pipe.hgetall(keys.attempt(job.id, number))
-        raw, history, *attempts = pipe.execute()
-    return Held(job=decode_fields(Job, raw) if raw else job, attempts=_attempts(attempts), history=_events(history))
+        for each in wanted:
+            after = each.after if each.after == "-" else f"({each.after}"
+            pipe.hgetall(keys.job(each.job.id))
+            pipe.xrange(keys.history(each.job.id), min=after)
+            for number in range(each.first, each.job.attempt + 1):
+                pipe.hgetall(keys.attempt(each.job.id, number))
+        answers = iter(pipe.execute() if wanted else ())
+    found: list[Held] = []
+    for each in wanted:
+        raw, history = next(answers), next(answers)
+        attempts = [next(answers) for _ in range(each.first, each.job.attempt + 1)]
+        job = decode_fields(Job, raw) if raw else each.job
+        found.append(Held(job=job, attempts=_attempts(attempts), history=_events(history)))
+    return found
 
 
 def put_back(store: Store, job_id: str, decide: Callable[[Held | None, int], Written | None]) -> bool:

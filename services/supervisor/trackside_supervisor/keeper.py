@@ -11,9 +11,9 @@ all are done. So whoever dies in the middle, the next leader finds the same thin
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from trackside import logs
 from trackside.bus import keys, streams
@@ -23,15 +23,17 @@ from trackside.codec import encode_fields
 from trackside.config import Settings
 from trackside.errors import Conflict, IllegalTransition, NotFound
 from trackside.models import Attempt, AttemptState, Breaker, Event, EventKind, Job, Slot
-from trackside.restoring import Held, Written, held, put_back
+from trackside.restoring import Held, Wanted, Written, held, put_back
 from trackside.store import Store
 from trackside_supervisor import older
 from trackside_supervisor.crashpoints import here
 from trackside_supervisor.ledger import ENDED_KEPT, Kept, Ledger
 from trackside_supervisor.older import Verdict
 
+T = TypeVar("T")
 REBUILT: Final = "records rebuilt"
 _PAGE: Final = 500
+_JOBS_AT_ONCE: Final = 50
 _RETRY_S: Final = 5.0
 
 
@@ -180,15 +182,21 @@ class Keeper:
     def _note(self, ledger: Ledger, jobs: Iterable[Job], cursor: str | None = None) -> None:
         here("before ledger")
         found: list[Kept] = []
-        for job in jobs:
-            known = ledger.jobs.get(job.id)
-            after = known.last_id if known is not None and known.history else "-"
-            now = held(self._store, job, first=known.first_open if known is not None else 1, after=after)
-            found.append(Kept(job=now.job, attempts=dict(now.attempts), history=list(now.history)))
-            self._copy_snapshot(ledger, job.spec.snapshot)
+        for page in _pages(list(jobs)):
+            asked = [self._unknown(ledger.jobs.get(job.id), job) for job in page]
+            for now in held(self._store, asked):
+                found.append(Kept(job=now.job, attempts=dict(now.attempts), history=list(now.history)))
+                self._copy_snapshot(ledger, now.job.spec.snapshot)
         if self.sure:  # else it may be a server with less that has answered
             ledger.append(found, cursor=cursor)
         here("after ledger")
+
+    @staticmethod
+    def _unknown(known: Kept | None, job: Job) -> Wanted:
+        """What may be new of a job since the ledger took it in."""
+        if known is None:
+            return Wanted(job=job)
+        return Wanted(job=job, first=known.first_open, after=known.last_id if known.history else "-")
 
     def _copy_snapshot(self, ledger: Ledger, sha256: str | None) -> None:
         if sha256 is None or ledger.has_snapshot(sha256):
@@ -211,9 +219,9 @@ class Keeper:
         """Read everything: a new ledger, or one that the events have outrun."""
         cursor = streams.newest_event_id(self._client)
         wanted = {*self._store.live_job_ids(), *self._store.job_ids(ENDED_KEPT)}
-        for job_id in sorted(wanted):
+        for page in _pages(sorted(wanted)):
             self._renew()
-            self._note(ledger, self._store.jobs([job_id]))
+            self._note(ledger, self._store.jobs(page))
         self._note(ledger, (), cursor)
 
     # -- writing back ----------------------------------------------------------------------------------------------
@@ -299,3 +307,9 @@ class Keeper:
                 pipe.sadd(keys.SLOTS, record.id)
             with suppress(WatchError):  # its owner has just written it
                 pipe.execute()
+
+
+def _pages(items: list[T]) -> Iterator[list[T]]:
+    """In pieces that one round trip carries well."""
+    for at in range(0, len(items), _JOBS_AT_ONCE):
+        yield items[at : at + _JOBS_AT_ONCE]
