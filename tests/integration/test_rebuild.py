@@ -33,7 +33,8 @@ from trackside.server import EmbeddedServer
 from trackside.store import Store
 from trackside.testing import wait_until
 from trackside_supervisor import crashpoints
-from trackside_supervisor.keeper import REBUILT, SureLease
+from trackside_supervisor.keeper import SureLease
+from trackside_supervisor.rebuild import REBUILT
 
 pytestmark = pytest.mark.timeout(120)
 

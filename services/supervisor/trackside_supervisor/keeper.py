@@ -1,37 +1,35 @@
-"""Keeps the ledger, notices when the server has less than it, and writes the records back.
+"""Keeps the ledger, and notices when the server has less than it.
 
 `settle` is called before each round of a leader and costs nothing while the connection stands. Behind a new connection
 another server may answer, so nothing is done until it has been compared with the ledger: every act of the supervisor
 asks `sure` inside of its own transaction.
 
-The rebuild goes job by job, each in one guarded transaction, and how far the events were taken in moves on only when
-all are done. So whoever dies in the middle, the next leader finds the same thing missing and goes on.
+How far the events were taken in moves on only when a rebuild is done, so whoever dies in the middle of one, the next
+leader finds the same thing missing.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from typing import Any, Final, TypeVar, cast
+from typing import Final, TypeVar
 
 from trackside import logs
 from trackside.bus import keys, streams
-from trackside.bus.client import Client, WatchError
+from trackside.bus.client import Client
 from trackside.bus.leases import Lease
-from trackside.codec import encode_fields
 from trackside.config import Settings
-from trackside.errors import Conflict, IllegalTransition, NotFound
-from trackside.models import Attempt, AttemptState, Breaker, Event, EventKind, Job, Slot
-from trackside.restoring import Held, Wanted, Written, held, put_back
+from trackside.errors import Conflict, NotFound
+from trackside.models import Attempt, AttemptState, Breaker, Job, Slot
+from trackside.restoring import Wanted, held
 from trackside.store import Store
 from trackside_supervisor import older
 from trackside_supervisor.crashpoints import here
 from trackside_supervisor.ledger import ENDED_KEPT, Kept, Ledger
 from trackside_supervisor.older import Verdict
+from trackside_supervisor.rebuild import Rebuild
 
 T = TypeVar("T")
-REBUILT: Final = "records rebuilt"
 _PAGE: Final = 500
 _JOBS_AT_ONCE: Final = 50
 _RETRY_S: Final = 5.0
@@ -111,7 +109,7 @@ class Keeper:
         verdict = older.judge(look)
         self._new = ledger.cursor is None
         if verdict is Verdict.OLDER:
-            self._rebuild(ledger)
+            Rebuild(self._client, self._store, ledger, self._renew).run()
         if ledger.cursor is None or verdict is not Verdict.WHOLE:  # a replica's clock may give smaller ids than before
             self._take_all(ledger)
         elif opened:
@@ -223,90 +221,6 @@ class Keeper:
             self._renew()
             self._note(ledger, self._store.jobs(page))
         self._note(ledger, (), cursor)
-
-    # -- writing back ----------------------------------------------------------------------------------------------
-
-    def _rebuild(self, ledger: Ledger) -> None:
-        self._log.error("server_is_older", seen=ledger.cursor, jobs=len(ledger.jobs))
-        here("before rebuild")
-        rebuilt = 0
-        for kept in sorted(ledger.jobs.values(), key=lambda kept: kept.job.created_at_ms):
-            if not self._renew():
-                raise Conflict("another supervisor leads now, and goes on with the rebuild")
-            rebuilt += self._restore(ledger, kept)
-            here("rebuilding")
-        self._restore_slots(ledger)
-        here("after rebuild")
-        self._log.warning("records_rebuilt", jobs=rebuilt)
-
-    def _restore(self, ledger: Ledger, kept: Kept) -> bool:
-        """Write one job back; whether anything was missing."""
-        job_id, sha256 = kept.job.id, kept.job.spec.snapshot
-        archive = ledger.snapshot(sha256) if sha256 is not None else None
-        if sha256 is not None and archive is not None:
-            self._client.set(keys.snapshot(sha256), archive, nx=True)
-        ours = Held(job=kept.job, attempts=kept.attempts, history=tuple(kept.history))
-        asked: tuple[tuple[str, str], ...] = ()
-
-        def decide(theirs: Held | None, now: int) -> Written | None:
-            nonlocal asked
-            merged = older.merge(ours, theirs)
-            if merged is None:
-                return None
-            asked = merged.asked
-            note = self._told(merged, theirs, now)
-            return Written(held=merged.held, more=(*merged.more, note))
-
-        if not put_back(self._store, job_id, decide):
-            return False
-        self._log.warning("job_rebuilt", job=job_id, attempt=kept.job.attempt)
-        self._ask_again(job_id, asked)
-        return True
-
-    def _told(self, merged: older.Merged, theirs: Held | None, now: int) -> Event:
-        job = merged.held.job
-        lost = f"{merged.lost_events} of its {len(merged.held.history)} events"
-        had = "without this job" if theirs is None else f"with attempt {theirs.job.attempt} of it and without {lost}"
-        text = f"the server came back {had}; the records were rebuilt from the ledger, attempt {job.attempt}"
-        return self._store.job_event(
-            job, EventKind.NOTE, now, cause=REBUILT, level="warning", text=text, lost_events=merged.lost_events,
-            attempts=len(merged.held.attempts), there=theirs.job.attempt if theirs is not None else None,
-        )  # fmt: skip
-
-    def _ask_again(self, job_id: str, asked: tuple[tuple[str, str], ...]) -> None:
-        """What people asked of the job since the server came back, in their own name."""
-        for wish, by in asked:
-            store = Store(self._client, by=by)
-            asks = {older.CANCEL: store.cancel, older.PAUSE: store.pause, older.RESUME: store.resume}
-            try:
-                asks[wish](job_id)
-            except (IllegalTransition, NotFound) as error:
-                self._log.warning("request_dropped", job=job_id, asked=wish, why=error.message)
-
-    def _restore_slots(self, ledger: Ledger) -> None:
-        """Slots come back by their agents; what people set on them, and their breakers, come back from here."""
-        there = {slot.id: slot for slot in self._store.slots()}
-        since = streams.read_events(self._client, ledger.cursor or "0-0", block_s=0.001, count=_PAGE)
-        asked = {event.data.get("slot") for _, event in since if event is not None and event.kind is EventKind.SLOT}
-        for slot in ledger.slots:
-            self._put(keys.slot(slot.id), slot)
-            if slot.cordoned and slot.id in there and not there[slot.id].cordoned and slot.id not in asked:
-                self._client.hset(keys.slot(slot.id), "cordoned", "true")
-        for breaker in ledger.breakers:
-            self._put(keys.breaker(breaker.slot), breaker)
-
-    def _put(self, key: str, record: Slot | Breaker) -> None:
-        """Write a record where there is none."""
-        with self._store.client.pipeline() as pipe:
-            raw, _ = self._store.look(pipe, key, ("HGETALL", key))
-            if raw:
-                return
-            pipe.multi()
-            pipe.hset(key, mapping=cast(Any, encode_fields(record)))
-            if isinstance(record, Slot):
-                pipe.sadd(keys.SLOTS, record.id)
-            with suppress(WatchError):  # its owner has just written it
-                pipe.execute()
 
 
 def _pages(items: list[T]) -> Iterator[list[T]]:

@@ -1,0 +1,119 @@
+"""Writes the records of a server that has less than the ledger back to it: jobs first, then slots and breakers.
+
+Job by job, each in one guarded transaction, and a job that lacks nothing is left as it is. So whoever dies in the
+middle, the next leader begins again and finds the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final, cast
+
+from trackside import logs
+from trackside.bus import keys, streams
+from trackside.bus.client import Client, WatchError
+from trackside.codec import encode_fields
+from trackside.errors import Conflict, IllegalTransition, NotFound
+from trackside.models import Breaker, Event, EventKind, Slot
+from trackside.restoring import Held, Written, put_back
+from trackside.store import Store
+from trackside_supervisor import older
+from trackside_supervisor.crashpoints import here
+from trackside_supervisor.ledger import Kept, Ledger
+
+REBUILT: Final = "records rebuilt"
+_PAGE: Final = 500
+
+
+class Rebuild:
+    """One rebuild from an open ledger. `renew` keeps the lease meanwhile; False: it is lost."""
+
+    def __init__(self, client: Client, store: Store, ledger: Ledger, renew: Callable[[], bool]) -> None:
+        self._client, self._store, self._ledger, self._renew = client, store, ledger, renew
+        self._log = logs.get()
+
+    def run(self) -> None:
+        """Write back all that the server lacks. Raises Conflict when the lease is lost."""
+        ledger = self._ledger
+        self._log.error("server_is_older", seen=ledger.cursor, jobs=len(ledger.jobs))
+        here("before rebuild")
+        rebuilt = 0
+        for kept in sorted(ledger.jobs.values(), key=lambda kept: kept.job.created_at_ms):
+            if not self._renew():
+                raise Conflict("another supervisor leads now, and goes on with the rebuild")
+            rebuilt += self._restore(kept)
+            here("rebuilding")
+        self._restore_slots()
+        here("after rebuild")
+        self._log.warning("records_rebuilt", jobs=rebuilt)
+
+    def _restore(self, kept: Kept) -> bool:
+        """Write one job back; whether anything was missing."""
+        job_id, sha256 = kept.job.id, kept.job.spec.snapshot
+        archive = self._ledger.snapshot(sha256) if sha256 is not None else None
+        if sha256 is not None and archive is not None:
+            self._client.set(keys.snapshot(sha256), archive, nx=True)
+        ours = Held(job=kept.job, attempts=kept.attempts, history=tuple(kept.history))
+        asked: tuple[tuple[str, str], ...] = ()
+
+        def decide(theirs: Held | None, now: int) -> Written | None:
+            nonlocal asked
+            merged = older.merge(ours, theirs)
+            if merged is None:
+                return None
+            asked = merged.asked
+            note = self._told(merged, theirs, now)
+            return Written(held=merged.held, more=(*merged.more, note))
+
+        if not put_back(self._store, job_id, decide):
+            return False
+        self._log.warning("job_rebuilt", job=job_id, attempt=kept.job.attempt)
+        self._ask_again(job_id, asked)
+        return True
+
+    def _told(self, merged: older.Merged, theirs: Held | None, now: int) -> Event:
+        job = merged.held.job
+        lost = f"{merged.lost_events} of its {len(merged.held.history)} events"
+        had = "without this job" if theirs is None else f"with attempt {theirs.job.attempt} of it and without {lost}"
+        text = f"the server came back {had}; the records were rebuilt from the ledger, attempt {job.attempt}"
+        return self._store.job_event(
+            job, EventKind.NOTE, now, cause=REBUILT, level="warning", text=text, lost_events=merged.lost_events,
+            attempts=len(merged.held.attempts), there=theirs.job.attempt if theirs is not None else None,
+        )  # fmt: skip
+
+    def _ask_again(self, job_id: str, asked: tuple[tuple[str, str], ...]) -> None:
+        """What people asked of the job since the server came back, in their own name."""
+        for wish, by in asked:
+            store = Store(self._client, by=by)
+            asks = {older.CANCEL: store.cancel, older.PAUSE: store.pause, older.RESUME: store.resume}
+            try:
+                asks[wish](job_id)
+            except (IllegalTransition, NotFound) as error:
+                self._log.warning("request_dropped", job=job_id, asked=wish, why=error.message)
+
+    def _restore_slots(self) -> None:
+        """Slots come back by their agents; what people set on them, and their breakers, come back from here."""
+        ledger = self._ledger
+        there = {slot.id: slot for slot in self._store.slots()}
+        since = streams.read_events(self._client, ledger.cursor or "0-0", block_s=0.001, count=_PAGE)
+        asked = {event.data.get("slot") for _, event in since if event is not None and event.kind is EventKind.SLOT}
+        for slot in ledger.slots:
+            self._put(keys.slot(slot.id), slot)
+            if slot.cordoned and slot.id in there and not there[slot.id].cordoned and slot.id not in asked:
+                self._client.hset(keys.slot(slot.id), "cordoned", "true")
+        for breaker in ledger.breakers:
+            self._put(keys.breaker(breaker.slot), breaker)
+
+    def _put(self, key: str, record: Slot | Breaker) -> None:
+        """Write a record where there is none."""
+        with self._store.client.pipeline() as pipe:
+            raw, _ = self._store.look(pipe, key, ("HGETALL", key))
+            if raw:
+                return
+            pipe.multi()
+            pipe.hset(key, mapping=cast(Any, encode_fields(record)))
+            if isinstance(record, Slot):
+                pipe.sadd(keys.SLOTS, record.id)
+            with suppress(WatchError):  # its owner has just written it
+                pipe.execute()
