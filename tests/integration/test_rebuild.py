@@ -24,10 +24,10 @@ from integration.test_supervisor import (
     submit_all,
     working,
 )
-from trackside.bus import queue, streams
+from trackside.bus import beats, queue, streams
 from trackside.bus.client import Client, connect
 from trackside.errors import Conflict
-from trackside.models import Attempt, AttemptState, Event, EventKind, Job, JobState, Reason
+from trackside.models import Attempt, AttemptState, Beat, Event, EventKind, Job, JobState, Outcome, Reason, Role
 from trackside.retry import until_reachable
 from trackside.server import EmbeddedServer
 from trackside.store import Store
@@ -147,6 +147,38 @@ def test_an_attempt_that_was_only_given_out_is_given_again_under_a_new_number(
     assert first.outcome.reason is Reason.LOST
     assert second.state is AttemptState.ASSIGNED
     assert queue.queued(client, SLOT.id) == ["j_2"]
+
+
+def test_without_a_ledger_a_job_that_a_worker_has_more_of_is_left_alone_and_said(
+    own_server: EmbeddedServer, supervisors: Supervisors
+) -> None:
+    client = connect(own_server.url("trainer"))
+    store = Store(client, by="worker:h-cpu0")
+    store.register_slot(SLOT)
+    store.submit("j", "j", SPEC)
+    store.assign("j", SLOT, lambda pipe, job: None)
+    store.claim("j", 1, worker_pid=10)
+    store.end_attempt("j", 1, Outcome(reason=Reason.KILLED))  # so far goes the copy that the server came back with
+    beat = Beat(
+        role=Role.WORKER, name=SLOT.id, host="h", pid=10, started_at_ms=0, at_ms=0, slot=SLOT.id, job="j", attempt=2
+    )  # fmt: skip
+
+    def carrying() -> bool:
+        beats.publish(client, beat, TIMES["beat_ttl_s"])
+        return True
+
+    carrying()
+    supervisors.start()
+    wait_until(lambda: carrying() and "server is older" in causes(client, "j"), 20, "the supervisor says nothing")
+    store.submit("k", "k", SPEC)
+    wait_until(lambda: carrying() and store.job("k").attempt == 1, 20, "other jobs are not given out any more")
+
+    assert (store.job("j").state, store.job("j").attempt) == (JobState.RUNNING, 1), "it was decided about"
+    assert causes(client, "j").count("server is older") == 1
+
+
+def causes(client: Client, job_id: str) -> list[str | None]:
+    return [event.cause for _, event in streams.history(client, job_id)]
 
 
 def test_nothing_is_written_to_a_server_that_was_not_compared_yet(own_server: EmbeddedServer) -> None:
