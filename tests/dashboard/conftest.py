@@ -10,6 +10,8 @@ from streamlit.testing.v1 import AppTest
 
 import trackside_dashboard
 from dashboard.seed import Seed
+from dashboard.served import Dashboard
+from trackside.server import EmbeddedServer
 from trackside.testing import wait_until
 from trackside_dashboard import live
 from trackside_dashboard.hub import Hub
@@ -57,3 +59,13 @@ def visit(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., AppTest]]:
     live.hub.clear()
     yield open_page
     live.hub.clear()
+
+
+@pytest.fixture
+def dashboard(own_server: EmbeddedServer, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Dashboard]:
+    """The real process on a seeded bus; `parametrize` it indirectly with further environment variables."""
+    Seed(own_server.url("supervisor")).everything()
+    started = Dashboard(own_server.url("dashboard"), tmp_path, **getattr(request, "param", {}))
+    yield started
+    started.process.kill()
+    started.process.wait()

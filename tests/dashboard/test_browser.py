@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +15,11 @@ from typing import Any
 import pytest
 
 from dashboard.seed import Seed
+from dashboard.served import Dashboard
 from trackside.server import EmbeddedServer
-from trackside.testing import wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 JOB = "digits-a1b2c3"
-START = (
-    "from trackside.config import Settings; from trackside_dashboard.main import main; main(Settings.from_environ())"
-)
 # A quiet Chromium: no calls to its maker, no sandbox inside a container.
 ARGUMENTS = [
     "--no-sandbox",
@@ -57,46 +51,6 @@ def page(chromium: str) -> Iterator[Any]:
         context.set_default_timeout(20_000)
         yield context.new_page()
         browser.close()
-
-
-class Dashboard:
-    """The dashboard as its own process."""
-
-    def __init__(self, url: str, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
-        self.log = folder / "dashboard.log"
-        kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "VIRTUAL_ENV")}
-        given = {"HOME": str(folder), "TRACKSIDE_REDIS_URL": url, "TRACKSIDE_DASHBOARD_PORT": str(self.port)}
-        with self.log.open("wb") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", START], env={**kept, **given}, cwd=folder, stdout=out, stderr=out
-            )
-        wait_until(self.answers, 30, "the dashboard does not answer")
-
-    def answers(self) -> bool:
-        assert self.process.poll() is None, self.log.read_text()
-        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)
-        try:
-            client.request("GET", "/_stcore/health")
-            return client.getresponse().status == 200
-        except OSError:
-            return False
-        finally:
-            client.close()
-
-    def at(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.port}{path}"
-
-
-@pytest.fixture
-def dashboard(own_server: EmbeddedServer, tmp_path: Path) -> Iterator[Dashboard]:
-    Seed(own_server.url("supervisor")).everything()
-    started = Dashboard(own_server.url("dashboard"), tmp_path)
-    yield started
-    started.process.kill()
-    started.process.wait()
 
 
 def test_pages_live_news_and_a_lost_server(own_server: EmbeddedServer, dashboard: Dashboard, page: Any) -> None:

@@ -3,8 +3,13 @@
 from pathlib import Path
 
 import streamlit as st
+from streamlit.delta_generator_singletons import context_dg_stack, get_default_dg_stack_value
 
 from trackside_dashboard import live, style
+
+# A fragment leaves its own containers open behind it, and a page that is drawn next by the same thread would land
+# inside of them and break in the browser (Streamlit 1.67).
+context_dg_stack.set(get_default_dg_stack_value())
 
 st.set_page_config(page_title="Trackside", page_icon=str(Path(__file__).with_name("icon.svg")), layout="wide")
 pages = [

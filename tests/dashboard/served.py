@@ -1,0 +1,48 @@
+"""The dashboard as its own process."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+from trackside.testing import wait_until
+
+START: Final = (
+    "from trackside.config import Settings; from trackside_dashboard.main import main; main(Settings.from_environ())"
+)
+
+
+class Dashboard:
+    """Answers when it is made; whoever made it ends its process."""
+
+    def __init__(self, url: str, folder: Path, **more: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.log = folder / "dashboard.log"
+        kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "VIRTUAL_ENV")}
+        given = {"HOME": str(folder), "TRACKSIDE_REDIS_URL": url, "TRACKSIDE_DASHBOARD_PORT": str(self.port)}
+        with self.log.open("wb") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", START], env={**kept, **given, **more}, cwd=folder, stdout=out, stderr=out
+            )
+        wait_until(self.answers, 30, "the dashboard does not answer")
+
+    def answers(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)
+        try:
+            client.request("GET", "/_stcore/health")
+            return client.getresponse().status == 200
+        except OSError:
+            return False
+        finally:
+            client.close()
+
+    def at(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
