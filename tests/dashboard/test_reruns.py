@@ -15,8 +15,11 @@ from websockets.sync.client import ClientConnection, connect
 from dashboard.served import Dashboard
 from trackside.testing import wait_until
 
+JOB: Final = "digits-a1b2c3"
 TRIES: Final = 60
+BELOW: Final = 10**6  # more than anything has children
 SKELETON: Final = 40  # parts of a page whose reader has not yet connected: fewer
+Place = tuple[int, ...]
 pytestmark = pytest.mark.timeout(90)
 
 
@@ -32,30 +35,35 @@ def session(dashboard: Dashboard) -> Iterator[ClientConnection]:
         yield opened
 
 
-def ask(opened: ClientConnection, fragment: str = "") -> None:
+def ask(opened: ClientConnection, fragment: str = "", page: str = "") -> None:
     """Ask for the whole page, or for one of its fragments as a timer does."""
     message = BackMsg()
-    message.rerun_script.query_string = ""
+    message.rerun_script.query_string = f"job={JOB}" if page == "job" else ""
+    message.rerun_script.page_name = page
     message.rerun_script.fragment_id = fragment
     message.rerun_script.is_auto_rerun = bool(fragment)
     opened.send(message.SerializeToString())
 
 
-def whole_page(opened: ClientConnection) -> tuple[list[tuple[int, ...]], list[str]]:
-    """Where the parts of the next whole page that is drawn to its end stand, and its fragments that have a timer."""
-    places: list[tuple[int, ...]] = []
+def whole_page(opened: ClientConnection) -> tuple[list[Place], list[str], list[Place]]:
+    """Of the next whole page that is drawn to its end: where everything stands, its timers, where fragments stand."""
+    places: list[Place] = []
     timers: list[str] = []
+    parts: dict[str, Place] = {}
     while True:
         message = ForwardMsg.FromString(opened.recv(timeout=30, decode=False))
         kind = message.WhichOneof("type")
         if kind == "new_session":
-            places, timers = [], []
+            places, timers, parts = [], [], {}
         elif kind in {"delta", "ref_hash"}:
-            places.append(tuple(message.metadata.delta_path))
+            place = tuple(message.metadata.delta_path)
+            places.append(place)
+            if message.delta.fragment_id:
+                parts.setdefault(message.delta.fragment_id, place)
         elif kind == "auto_rerun":
             timers.append(message.auto_rerun.fragment_id)
         elif kind == "script_finished" and message.script_finished == ForwardMsg.FINISHED_SUCCESSFULLY:
-            return places, timers  # a fragment's end has another status
+            return places, timers, list(parts.values())  # a fragment's end has another status
 
 
 # What a busy machine does by chance, always: what is asked during a refresh waits for its end, in the same thread.
@@ -63,14 +71,27 @@ def whole_page(opened: ClientConnection) -> tuple[list[tuple[int, ...]], list[st
 def test_a_refresh_that_is_under_way_moves_nothing(dashboard: Dashboard) -> None:
     with session(dashboard) as opened:
 
-        def asked() -> tuple[list[tuple[int, ...]], list[str]]:
+        def asked() -> tuple[list[Place], list[str]]:
             ask(opened)
-            return whole_page(opened)
+            return whole_page(opened)[:2]
 
         wait_until(lambda: len(asked()[0]) > SKELETON, 20, "nothing arrives on the page")
         places, timers = asked()
         for number in range(TRIES):
             ask(opened, timers[number % len(timers)])
             ask(opened)
-            again, timers = whole_page(opened)
+            again, timers, _ = whole_page(opened)
             assert again == places, f"try {number}"
+
+
+@pytest.mark.parametrize("page", ["", "jobs", "job", "processes", "events"])
+def test_nothing_stands_behind_a_part_that_is_refreshed(dashboard: Dashboard, page: str) -> None:
+    """A refresh that overtakes its page makes the browser close a gap there: what stood behind it would be lost."""
+    with session(dashboard) as opened:
+        ask(opened, page=page)
+        places, _, parts = whole_page(opened)
+    assert len(parts) >= 3 + (page == "job"), parts
+    for at in parts:
+        inside, index = at[:-1], at[-1]
+        behind = [place for place in places if place[: len(inside)] == inside and place[len(inside) :] > (index, BELOW)]
+        assert not behind, f"behind the part at {at}"

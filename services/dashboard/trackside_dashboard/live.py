@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from functools import wraps
+from typing import Final, ParamSpec
 
 import streamlit as st
 
@@ -11,6 +13,7 @@ from trackside.config import Settings
 from trackside_dashboard import style, text
 from trackside_dashboard.hub import Hub
 
+P = ParamSpec("P")
 REFRESH_S: Final = 1.0
 _given: list[Settings] = []  # by `main`, which runs this app in its own process
 
@@ -32,7 +35,27 @@ def browser_zone() -> str | None:
     return st.context.timezone
 
 
-@st.fragment(run_every=REFRESH_S)
+def part(every_s: float | None = REFRESH_S) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Makes a part of a page that is drawn by itself, every so often, in a container that nothing else is in.
+
+    When a refresh begins before the page around it was sent, Streamlit 1.67 drops that page's copy of the part; the
+    browser then closes the gap, and whatever stood behind it in the same container is no longer found in its place.
+    """
+
+    def decorate(draw: Callable[P, None]) -> Callable[P, None]:
+        fragment = st.fragment(run_every=every_s)(draw)
+
+        @wraps(draw)
+        def alone(*args: P.args, **kwargs: P.kwargs) -> None:
+            with st.container():
+                fragment(*args, **kwargs)
+
+        return alone
+
+    return decorate
+
+
+@st.fragment(run_every=REFRESH_S)  # no container of its own: it stands last in its row, and is as wide as it is
 def freshness() -> None:
     """The badge that says how old everything on the page is; greys the page where it is not live."""
     health = hub().health()
@@ -50,7 +73,7 @@ def freshness() -> None:
             st.badge("no server", icon=":material/cloud_off:", color="red")
 
 
-@st.fragment(run_every=REFRESH_S)
+@part()
 def trouble() -> None:
     """What is wrong with the connection and what to do; greys the page while its data are old."""
     health = hub().health()

@@ -7,7 +7,7 @@ from trackside.models import EventKind
 from trackside_dashboard import live, queries, tables, text
 
 
-@st.fragment(run_every=live.REFRESH_S)
+@live.part()
 def events() -> None:
     hub = live.hub()
     snapshot = hub.snapshot()

@@ -18,7 +18,7 @@ ICONS = {
 SPARK_POINTS = 60
 
 
-@st.fragment(run_every=live.REFRESH_S)
+@live.part()
 def fleet() -> None:
     hub = live.hub()
     snapshot, now_ms = hub.snapshot(), hub.now_ms()

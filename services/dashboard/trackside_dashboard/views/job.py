@@ -38,7 +38,7 @@ def missing(job_id: str | None) -> None:
     st.page_link("views/jobs.py", label="Jobs", icon=":material/list:")
 
 
-@st.fragment(run_every=live.REFRESH_S)
+@live.part()
 def header(job_id: str) -> None:
     hub = live.hub()
     both = found(job_id)
@@ -87,7 +87,7 @@ def header(job_id: str) -> None:
             st.code(told[-8000:], language=None, wrap_lines=True)
 
 
-@st.fragment(run_every=live.REFRESH_S)
+@live.part()
 def curves(job_id: str) -> None:
     both = found(job_id)
     if both is None:
@@ -148,7 +148,7 @@ def draw(job: Job, view: JobView, names: list[str], axis: charts.Axis, log: bool
                     st.caption(f":red[▲ {odd} {'value is' if odd == 1 else 'values are'} no number]")
 
 
-@st.fragment(run_every=2 * live.REFRESH_S)
+@live.part(2 * live.REFRESH_S)
 def details(job_id: str) -> None:
     both = found(job_id)
     if both is None:
@@ -268,7 +268,7 @@ def submitted(job: Job) -> None:
     st.dataframe(pd.DataFrame(rows), hide_index=True, placeholder="", key="submission", alt="What was submitted")
 
 
-@st.fragment
+@live.part(None)
 def download(job_id: str) -> None:
     """In two clicks: Streamlit forgets a file made on demand as soon as another fragment of the page runs."""
     with st.container(horizontal=True, vertical_alignment="center"):

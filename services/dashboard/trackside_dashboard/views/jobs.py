@@ -26,7 +26,7 @@ COLUMNS = {
 }
 
 
-@st.fragment(run_every=live.REFRESH_S)
+@live.part()
 def jobs() -> None:
     hub = live.hub()
     snapshot = hub.snapshot()

@@ -19,7 +19,7 @@ COLUMNS = {
 }
 
 
-@st.fragment(run_every=live.REFRESH_S)
+@live.part()
 def processes() -> None:
     hub = live.hub()
     snapshot = hub.snapshot()
