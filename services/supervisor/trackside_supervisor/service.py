@@ -178,12 +178,11 @@ class Supervisor:
 
     def _look(self) -> Sight:
         now_ms, deadlines = beats.deadlines(self._client)
-        return Sight(
-            now_ms=now_ms,
-            deadlines=deadlines,
-            beats=beats.read(self._client),
-            clear=self._clock.monotonic_s() >= self._clear_from_s,
-        )
+        found = beats.read(self._client)
+        # Once more, behind the answers: a lid may have been shut since this round began, and no read has failed of it.
+        now_s = self._clock.monotonic_s()
+        self._notice_gap(now_s)
+        return Sight(now_ms=now_ms, deadlines=deadlines, beats=found, clear=now_s >= self._clear_from_s)
 
     # -- acting ----------------------------------------------------------------------------------------------------
 

@@ -274,7 +274,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     Fault(id="F22", name="server dead past every limit", inject=server_away, attempts_max=1),
     Fault(id="F26", name="server frozen for 3 s", inject=freeze_server, quick=True, attempts_max=1),
     Fault(id="F38", name="newest checkpoint damaged", inject=damage_checkpoint, reasons=(_DIED,), intervals=2),
-    Fault(id="F51", name="everything frozen, as by a lid", inject=freeze_everything, attempts_max=1),
+    Fault(id="F51", name="everything frozen, as by a lid", inject=freeze_everything, quick=True, attempts_max=1),
     Fault(
         id="F59", name="cancelled while it dies", inject=cancel_and_kill, quick=True, attempts_max=1, states=CANCELLED
     ),
