@@ -42,6 +42,7 @@ def follow(index, store):
         step = torch.zeros(1, dtype=torch.long)
         dist.broadcast(step, 0)
         if step.item() == 0:
+            dist.destroy_process_group()  # with its threads still in it, the interpreter's end aborts now and then
             return
         share(model, 1, step.item())
 
