@@ -220,7 +220,7 @@ def main() -> None:
     with running_system(home / "home", "--slots", "cpu:1", "--no-dashboard", **settings) as system:
         for name in args.only or KILLS:
             # A new agent takes some seconds to import torch, so the run must outlast it.
-            options = ("--steps", "900" if name == "agent" else "400")
+            options = ("--steps", "700" if name == "agent" else "250")
             program = hanging if name == "hang" else script
             with another_host(system, home / "beta", "beta") if name == "silent host" else nullcontext():
                 found = [KILLS[name](system, system.submit(program, args=options)) for _ in range(args.trials)]

@@ -96,23 +96,30 @@ def figure() -> Callable[[str], None]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if not _results:
-        return
     from rich.console import Console
 
+    from chaos import alone
+
     console = Console(width=110)
-    with console.capture() as capture:
-        console.print(drill.table(_results))
-    terminalreporter.write_line(capture.get())
+    by_themselves = alone.results(terminalreporter.stats)
     rq_info = {"listings": everywhere.listings, "starts": everywhere.starts, "tracebacks": everywhere.tracebacks}
-    for line in (*_figures, "rq info meanwhile: " + ", ".join(f"{count} {what}" for what, count in rq_info.items())):
-        terminalreporter.write_line(line)
-    if REPORT:
+    with console.capture() as capture:
+        if _results:
+            console.print(drill.table(_results))
+        if by_themselves:
+            console.print(alone.table(by_themselves))
+    terminalreporter.write_line(capture.get())
+    if _results:
+        told = "rq info meanwhile: " + ", ".join(f"{count} {what}" for what, count in rq_info.items())
+        for line in (*_figures, told):
+            terminalreporter.write_line(line)
+    if REPORT and (_results or by_themselves):
         document = {
             "seed": SEED,
             "rq_info": rq_info,
             "figures": _figures,
             "faults": [drill.as_json(result) for result in _results],
+            "tested_by_themselves": by_themselves,
         }
         Path(REPORT).write_text(json.dumps(document, indent=2) + "\n")
 

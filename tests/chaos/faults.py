@@ -57,3 +57,12 @@ ELSEWHERE: Final = {
 # Not done, and why.
 NOT_DONE: Final[dict[str, str]] = {}
 ALL: Final = [f"F{number:02d}" for number in range(1, 61)]
+
+
+def main() -> None:
+    """Print where the tests of the faults made elsewhere are, for pytest's command line."""
+    print("\n".join(sorted({f"tests/{file}::{name}" for file, name in ELSEWHERE.values()})))
+
+
+if __name__ == "__main__":
+    main()
