@@ -31,11 +31,10 @@ class Standing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _News:
-    """An event to tell; `cordon`: the reason to take the slot out of service for."""
+    """An event to tell."""
 
     cause: str
     data: dict[str, Any]
-    cordon: str | None = None
 
 
 class GpuWatch:
@@ -50,6 +49,7 @@ class GpuWatch:
         self._told: dict[str, Standing] = {}
         self._again_s = 0.0
         self._news: dict[str, deque[_News]] = {name: deque(maxlen=100) for name in self._uuids}
+        self._to_cordon: dict[str, str] = {}  # why, until it was done
         self._quarantined: set[str] = set()
         self._log = logs.get()
 
@@ -83,28 +83,32 @@ class GpuWatch:
             news = self._news[name]
             if self._told.get(name) == standing and not news:
                 continue
+            self._cordon(store, name)  # first: what fails before the slot counts as told is asked for again
             store.tell_gpu(
                 name, blocked=standing.blocked, throttled=standing.throttled,
                 events=[(each.cause, each.data) for each in news],
             )  # fmt: skip
             self._told[name] = standing
-            reasons = [each.cordon for each in news if each.cordon is not None]
             news.clear()
-            if reasons:
-                self._cordon(store, name, reasons[-1])
 
-    def _cordon(self, store: Store, name: str, why: str) -> None:
+    def _cordon(self, store: Store, name: str) -> None:
+        why = self._to_cordon.get(name)
+        if why is None:
+            return
         try:
             store.cordon(name, cordoned=True, why=why)
-        except NotFound:
+        except NotFound:  # a server that came back empty; its slots are written anew, and then all is told again
             self._log.warning("slot_unknown", slot=name)
+        else:
+            del self._to_cordon[name]
 
     def _take_errors(self, name: str, uuid: str, verdict: Verdict) -> None:
         for xid in dict.fromkeys(verdict.faults):
             self._tell(name, "gpu error", uuid, xid=xid, what="an application's fault: nothing is done")
         if verdict.drain is not None:
             why = f"Xid {verdict.drain}: {DRAIN[verdict.drain]}"
-            self._tell(name, "gpu broken", uuid, cordon=why, xid=verdict.drain, what=why)
+            self._to_cordon[name] = why
+            self._tell(name, "gpu broken", uuid, xid=verdict.drain, what=why)
 
     def _take_throttle(self, name: str, verdict: Verdict) -> None:
         old, new = self._standing.get(name, Standing()).throttled, ", ".join(verdict.throttled) or None
@@ -149,6 +153,6 @@ class GpuWatch:
                 waited_s=round(now_s - verdict.since_s, 1),
             )  # fmt: skip
 
-    def _tell(self, name: str, cause: str, uuid: str, *, cordon: str | None = None, **data: Any) -> None:
+    def _tell(self, name: str, cause: str, uuid: str, **data: Any) -> None:
         self._log.warning("gpu", slot=name, cause=cause, **data)
-        self._news[name].append(_News(cause=cause, data={"gpu": uuid, **data}, cordon=cordon))
+        self._news[name].append(_News(cause=cause, data={"gpu": uuid, **data}))
