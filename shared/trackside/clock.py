@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from typing import Final, Protocol
+
+_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class Clock(Protocol):
     """What the library asks of a clock."""
 
     def monotonic_s(self) -> float:
-        """Seconds that never go backwards; only differences mean anything, and only within one process."""
+        """Seconds that never go backwards; only differences mean anything, and only within one process.
+
+        They go on while the machine sleeps, where it has such a clock.
+        """
 
     def wall_ms(self) -> int:
         """Milliseconds since the epoch by this machine's clock: for people, never for decisions between hosts."""
@@ -23,7 +28,7 @@ class SystemClock:
     """The machine's own clocks."""
 
     def monotonic_s(self) -> float:
-        return time.monotonic()
+        return time.clock_gettime(_CLOCK)
 
     def wall_ms(self) -> int:
         return time.time_ns() // 1_000_000

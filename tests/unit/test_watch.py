@@ -97,6 +97,12 @@ def test_an_attempt_whose_worker_was_replaced_long_ago_is_lost() -> None:
     assert lost(a_job(), running(), stale, LIMITS) is not None
 
 
+def test_an_attempt_that_a_new_worker_has_just_claimed_is_not_judged_by_the_beat_of_the_one_before() -> None:
+    before = a_look(60_000, 64_000, a_beat(pid=11, started_at_ms=1_000, job=None))
+    assert lost(a_job(), running(started_at_ms=59_990), before, LIMITS) is None
+    assert lost(a_job(), running(started_at_ms=30_000), before, LIMITS) is not None
+
+
 def test_the_oldest_job_gets_the_slot_and_the_other_waits() -> None:
     pairs = place([a_job("late", 2), a_job("early", 1)], [SLOT])
     assert [(job.id, slot.id) for job, slot, _ in pairs] == [("early", "h-cpu0")]

@@ -100,7 +100,6 @@ class Keeper:
         return self._retry_at_s is None or time.monotonic() >= self._retry_at_s
 
     def _compare(self) -> Verdict:
-        opened = self._ledger is None
         ledger = self._ledger = self._ledger or Ledger.open(self._folder)
         look = self._look(ledger)
         while not self.sure:
@@ -112,8 +111,10 @@ class Keeper:
             Rebuild(self._client, self._store, ledger, self._renew).run()
         if ledger.cursor is None or verdict is not Verdict.WHOLE:  # a replica's clock may give smaller ids than before
             self._take_all(ledger)
-        elif opened:
+        else:  # also where it was open: what a read that was asked again brought was not noted
             self._take_news(ledger)
+        if not self.sure:
+            raise Conflict("the connection broke while the ledger caught up: the server is compared with it again")
         return verdict
 
     def _look(self, ledger: Ledger) -> older.Look:
@@ -206,7 +207,8 @@ class Keeper:
 
     def _take_news(self, ledger: Ledger) -> None:
         """Catch up with the events since the last one taken in."""
-        while True:
+        while self.sure:
+            self._renew()
             cursor = ledger.cursor or "0-0"
             page = streams.read_events(self._client, cursor, block_s=0.001, count=_PAGE)
             if not page:

@@ -24,6 +24,7 @@ from trackside.models import ACTIVE, Attempt, AttemptState, Beat, EventKind, Job
 from trackside.store import Store
 from trackside_supervisor import crashpoints, parents
 from trackside_supervisor.actions import FREE_SLOT, Actions
+from trackside_supervisor.clearsight import ClearSight
 from trackside_supervisor.crashpoints import here
 from trackside_supervisor.keeper import Keeper, SureLease
 from trackside_supervisor.older import Verdict
@@ -59,8 +60,7 @@ class Supervisor:
         self._cursor: str | None = None
         self._started_at_ms = self._clock.wall_ms()
         self._beat_due_s = self._lease_due_s = self._resync_due_s = self._tend_due_s = 0.0
-        self._last_look_s: float | None = None
-        self._clear_from_s = 0.0
+        self._sight = ClearSight(settings.beat_ttl_s, settings.silent_margin_s)
         self._stop = False
 
     def stop(self, *_: int | FrameType | None) -> None:
@@ -86,7 +86,9 @@ class Supervisor:
     def tick(self) -> None:
         """One round; raises BusError when the server does not answer."""
         now_s = self._clock.monotonic_s()
-        self._notice_gap(now_s)
+        if self._cursor is None:
+            self._sight.blind(now_s)
+        self._sight.look(now_s)
         leads = self._renew(now_s)
         here("before beat")
         self._beat(now_s, leads)
@@ -112,15 +114,6 @@ class Supervisor:
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
-    def _notice_gap(self, now_s: float) -> None:
-        """Silence is judged only after two TTLs and a margin of unbroken sight: blind is not dead."""
-        last, self._last_look_s = self._last_look_s, now_s
-        if last is None or self._cursor is None or now_s - last > self._settings.beat_ttl_s / 2:
-            self._blind(now_s)
-
-    def _blind(self, now_s: float) -> None:
-        self._clear_from_s = now_s + 2 * self._settings.beat_ttl_s + self._settings.silent_margin_s
-
     def _compare(self, now_s: float) -> None:
         """See that the server has all that it had; after a rebuild everybody is heard out before silence is judged."""
         verdict = self._keeper.settle()
@@ -128,7 +121,7 @@ class Supervisor:
             return
         if verdict is Verdict.OLDER:
             self._cursor = None
-            self._blind(self._clock.monotonic_s())
+            self._sight.blind(self._clock.monotonic_s())
         if verdict is Verdict.OLDER or self._keeper.is_new:
             self._standstill.look_at_disk()
 
@@ -181,8 +174,9 @@ class Supervisor:
         found = beats.read(self._client)
         # Once more, behind the answers: a lid may have been shut since this round began, and no read has failed of it.
         now_s = self._clock.monotonic_s()
-        self._notice_gap(now_s)
-        return Sight(now_ms=now_ms, deadlines=deadlines, beats=found, clear=now_s >= self._clear_from_s)
+        self._sight.look(now_s)
+        self._sight.server_said(now_ms, now_s)
+        return Sight(now_ms=now_ms, deadlines=deadlines, beats=found, clear=self._sight.is_clear(now_s))
 
     # -- acting ----------------------------------------------------------------------------------------------------
 

@@ -48,6 +48,7 @@ class Facts:
     beat_pid: int | None = None  # None: no beat is there
     beat_started_at_ms: int = 0
     beat_job: str | None = None
+    fresh_ms: int = 0  # after a claim, in which the beat may still be that of the worker before
 
     @classmethod
     def from_inputs(cls, inputs: Mapping[str, Any]) -> Facts:
@@ -87,6 +88,7 @@ def gather(attempt: Attempt, sight: Sight, limits: Limits) -> Facts:
         beat_pid=beat.pid if beat is not None else None,
         beat_started_at_ms=beat.started_at_ms if beat is not None else 0,
         beat_job=beat.job if beat is not None else None,
+        fresh_ms=limits.claim_ms,
     )
 
 
@@ -105,11 +107,12 @@ def judge(facts: Facts) -> Loss | None:
     if facts.state is AttemptState.ASSIGNED:
         unclaimed = facts.now_ms - facts.assigned_at_ms > facts.claim_ms and facts.beat_job is None
         return _loss(facts, "never claimed", "its worker never claimed it") if unclaimed else None
+    running_ms = facts.now_ms - (facts.started_at_ms or 0)
     replaced = None not in (facts.beat_pid, facts.worker_pid) and facts.beat_pid != facts.worker_pid
-    if replaced and facts.now_ms - facts.beat_started_at_ms > facts.claim_ms:
+    if replaced and running_ms > facts.fresh_ms and facts.now_ms - facts.beat_started_at_ms > facts.claim_ms:
         return _loss(facts, "worker replaced", "its worker was replaced and nobody reported its end")
     idle = facts.beat_pid is not None and facts.beat_pid == facts.worker_pid and facts.beat_job is None
-    if idle and facts.now_ms - (facts.started_at_ms or facts.now_ms) > facts.claim_ms:
+    if idle and facts.started_at_ms is not None and running_ms > facts.claim_ms:
         return _loss(facts, "not carried", "its worker is done with it, and the server has lost the report of its end")
     return None
 

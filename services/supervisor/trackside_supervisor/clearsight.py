@@ -1,0 +1,34 @@
+"""Since when this process has seen without a gap: silence is judged only after two TTLs and a margin of that; pure."""
+
+from __future__ import annotations
+
+
+class ClearSight:
+    """All times are this process's own, in s, of a clock that also runs while the machine sleeps."""
+
+    def __init__(self, ttl_s: float, margin_s: float) -> None:
+        self._gap_s = ttl_s / 2
+        self._wait_s = 2 * ttl_s + margin_s
+        self._last_s: float | None = None
+        self._ahead_s: float | None = None
+        self._clear_from_s = 0.0
+
+    def look(self, now_s: float) -> None:
+        """Note that this process looks now; a gap since the last time blinds it."""
+        last_s, self._last_s = self._last_s, now_s
+        if last_s is None or now_s - last_s > self._gap_s:
+            self.blind(now_s)
+
+    def server_said(self, server_ms: int, now_s: float) -> None:
+        """Compare the server's clock with ours: deadlines mean nothing where it has jumped, or is another one."""
+        before_s, self._ahead_s = self._ahead_s, server_ms / 1000 - now_s
+        if before_s is not None and abs(self._ahead_s - before_s) > self._gap_s:
+            self.blind(now_s)
+
+    def blind(self, now_s: float) -> None:
+        """Everybody is to be heard out from now on."""
+        self._clear_from_s = now_s + self._wait_s
+
+    def is_clear(self, now_s: float) -> bool:
+        """Whether silence may be judged."""
+        return now_s >= self._clear_from_s
