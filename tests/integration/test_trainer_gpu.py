@@ -178,6 +178,19 @@ def test_an_attempt_that_waits_for_its_gpu_can_be_cancelled_and_starts_once_it_i
         assert "sees GPU-a" in trainer.output(waiting)
 
 
+def test_an_attempt_that_waits_for_its_gpu_is_paused_at_once(
+    fresh_home: Path, bus_urls: Mapping[str, str], gpus: Gpus
+) -> None:
+    with Trainer(fresh_home, bus_urls, slots="gpu:1", settings=gpus.settings(gpu_free_wait_s=60.0)) as trainer:
+        opened(trainer)
+        gpus.hold("GPU-a", 4242)
+        job = trainer.assign(WHERE)
+        wait_until(lambda: (beat := trainer.beat("box-gpu0")) and beat.job == job.id, 10, "it was not claimed")
+        trainer.store.pause(job.id)
+        outcome = trainer.ended(job)
+        assert (outcome.reason, outcome.detail) == (Reason.PAUSED, "stopped before it started")
+
+
 def test_memory_of_a_job_that_ended_blocks_its_slot_until_it_is_back(trainer: Trainer, gpus: Gpus) -> None:
     job = trainer.assign(steps_script(10_000, 0.01))
     pid = trainer.running(job)

@@ -265,6 +265,8 @@ class AttemptRun:
             self._pause_asked_s = None
 
     def _keep_time(self) -> None:
+        if self.pid is None:  # its wait for a GPU is not its own time
+            return
         now_s = time.monotonic()
         spec, ran_s = self._job.spec, now_s - self._started_s
         if spec.timeout_s is not None and self._job.ran_ms / 1000 + ran_s > spec.timeout_s:
