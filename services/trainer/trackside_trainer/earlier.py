@@ -11,18 +11,22 @@ Of each attempt the steps are written that the next one did not do again: what c
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from trackside import logs
 from trackside.bus import keys
-from trackside.bus.client import Pipeline, WatchError
+from trackside.bus.client import Pipeline, ResponseError, WatchError
 from trackside.codec import encode
+from trackside.errors import BusError, NotFound, ServerBehind
 from trackside.models import Job
 from trackside.sdk.journal import JournalReader
 from trackside.store import Store, check_not_behind
 from trackside_trainer.batches import BatchBuilder, whole
 from trackside_trainer.folders import Folders
+
+_TRIES: Final = 3  # the running attempt's own journal, with its checkpoints, waits for each
 
 
 class EarlierCurves:
@@ -35,22 +39,55 @@ class EarlierCurves:
         self._stream, self._aside = keys.metrics(job.id), keys.metrics_aside(job.id)
         self._looked = -1  # behind which connection
         self._writing: Iterator[None] | None = None
+        self._failures = 0  # of writing, in a row
 
     def ship(self) -> bool:
         """Do one piece of it; whether there is more. Raises NotFound or ServerBehind while the record is missing."""
-        made = self._client.connections.settle()
-        if self._number == 1 or (self._looked == made and self._writing is None):
+        if self._number == 1 or self._failures >= _TRIES:
             return False
+        made = self._client.connections.settle()
+        if self._looked == made and self._writing is None:
+            return False
+        if self._looked != made and self._writing is not None:
+            self._writing = None
+            if self._failed("the connection was lost again and again"):
+                return False
         try:
-            if self._looked != made:
-                self._writing = self._write() if self._lost() else None
-                self._looked = made
-            if self._writing is not None and next(self._writing, self) is self:
-                self._writing = None
-        except BaseException:  # it begins anew
+            return self._ship_piece(made)
+        except (NotFound, ServerBehind):  # it begins anew once the records are back
             self._looked, self._writing = -1, None
             raise
+        except (BusError, ResponseError) as error:
+            writing, self._looked, self._writing = self._writing, -1, None
+            if writing is not None:
+                self._failed(str(error))
+            raise
+        except (OSError, KeyError) as error:  # a journal cannot be read, or an attempt's record is missing
+            self._writing, self._failures = None, _TRIES
+            self._give_up(f"{type(error).__name__}: {error}")
+            return False
+
+    def _ship_piece(self, made: int) -> bool:
+        if self._looked != made:
+            self._writing = self._write() if self._lost() else None
+            self._looked = made
+        if self._writing is not None and next(self._writing, self) is self:
+            self._writing, self._failures = None, 0
         return self._writing is not None
+
+    def _failed(self, why: str) -> bool:
+        """Whether this was the last try: what the running attempt has to tell is worth more than old curves."""
+        self._failures += 1
+        if self._failures < _TRIES:
+            return False
+        self._give_up(why)
+        return True
+
+    def _give_up(self, why: str) -> None:
+        todo = "the curve shown begins with this attempt; those before it stand in `journal.jsonl` of their folders"
+        logs.get().error("curves_not_written_again", job=self._job, attempt=self._number, why=why, todo=todo)
+        with suppress(BusError, ResponseError):
+            self._client.delete(self._aside)
 
     def _lost(self) -> bool:
         """Whether the stream begins with this attempt, though there were others, and it is not for its length."""
