@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from trackside.bus import streams
 from trackside.models import Event, EventKind, Job, JobState, Reason, Slot
+from trackside.processes import children
 from trackside.testing import wait_until
 from trainer_harness import Trainer, lives, steps_script, supervised, supervising
 
@@ -250,6 +252,23 @@ def test_heat_is_told_and_restarts_nothing(trainer: Trainer, gpus: Gpus) -> None
     assert trainer.slot().blocked is None
     os.kill(pid, 9)
     trainer.ended(job)
+
+
+def test_a_driver_that_hangs_blocks_its_slots_and_is_asked_anew(trainer: Trainer) -> None:
+    (sampler,) = [
+        pid
+        for pid in children(trainer.process.pid if trainer.process else 0)
+        if b"trackside_trainer.gpus" in command_line(pid)
+    ]
+    os.kill(sampler, signal.SIGSTOP)
+    wait_until(lambda: len(told(trainer, "gpu driver does not answer")) == 2, 30, "nobody notices")
+    wait_until(lambda: len(told(trainer, "gpu driver answers again")) == 2, 30, "it is not asked anew")
+    becomes(trainer, None)
+    assert not lives(sampler)
+
+
+def command_line(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def test_a_job_waits_in_the_queue_until_a_gpu_is_free(

@@ -221,7 +221,7 @@ class Agent:
     def _kill_orphans(self) -> None:
         """What a dead worker's attempt left is our child now, and nobody else's."""
         known = {place.worker.pid for place in self._places.values() if place.worker is not None}
-        known |= {self._gpus.pid} if self._gpus is not None and self._gpus.pid else set()
+        known |= self._gpus.pids if self._gpus is not None else set()
 
         def orphans() -> list[int]:
             processes.reap_orphans(known)
@@ -242,6 +242,8 @@ class Agent:
         if self._gpus is not None:
             if self._gpus.poll():
                 self._guard.look(self._gpus.newest, slotfiles.own_processes(self._settings.home), now_s)
+            elif self._gpus.mute:
+                self._guard.no_answer(now_s)
             if self._registered and self._guard.has_news:
                 self._bus.call(lambda: self._guard.tell(self._store))
         if now_s >= self._next_beat_s:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from trackside import logs
@@ -18,6 +18,7 @@ from trackside.store import Store
 from trackside_trainer.gpuguard import DRAIN, Seen, State, Verdict, judge
 
 NOT_YET: Final = "its GPU was not looked at yet: should this stay so, try `nvidia-smi`"
+NO_ANSWER: Final = "the driver does not answer: try `nvidia-smi`; should that hang too, restart the machine"
 _AGAIN_S: Final = 30.0  # then all is told again: a server that came back older has what stood there before
 
 
@@ -48,6 +49,7 @@ class GpuWatch:
         self._keys: dict[str, object] = {}  # what the words of `blocked` were made from
         self._told: dict[str, Standing] = {}
         self._again_s = 0.0
+        self._mute = False
         self._news: dict[str, deque[_News]] = {name: deque(maxlen=100) for name in self._uuids}
         self._to_cordon: dict[str, str] = {}  # why, until it was done
         self._quarantined: set[str] = set()
@@ -55,16 +57,34 @@ class GpuWatch:
 
     def look(self, gpus: Sequence[Mapping[str, Any]], own: Mapping[str, Sequence[int]], now_s: float) -> None:
         """Judge a sample; `own` are the processes of the attempt on each slot that has one."""
-        if now_s >= self._again_s:
-            self._again_s = now_s + _AGAIN_S
-            self._told = {}
+        self._tell_all_now_and_then(now_s)
         for name, uuid in self._uuids.items():
+            if self._mute:
+                self._tell(name, "gpu driver answers again", uuid)
             before = self._seen[name]
             verdict, self._seen[name] = judge(gpus, uuid, before, now_s, own=own.get(name))
             self._take_errors(name, uuid, verdict)
             blocked = self._blocked(name, uuid, verdict, before, now_s)
             self._take_throttle(name, verdict)
             self._standing[name] = Standing(blocked=blocked, throttled=", ".join(verdict.throttled) or None)
+
+        self._mute = False
+
+    def no_answer(self, now_s: float) -> None:
+        """The driver has told nothing for long: no slot of its GPUs takes a job until the next sample."""
+        self._tell_all_now_and_then(now_s)
+        if self._mute:
+            return
+        self._mute = True
+        self._keys.clear()  # the words of `blocked` are to be made again
+        for name, uuid in self._uuids.items():
+            self._tell(name, "gpu driver does not answer", uuid, what=NO_ANSWER)
+            self._standing[name] = replace(self._standing.get(name, Standing()), blocked=NO_ANSWER)
+
+    def _tell_all_now_and_then(self, now_s: float) -> None:
+        if now_s >= self._again_s:
+            self._again_s = now_s + _AGAIN_S
+            self._told = {}
 
     def forget_told(self) -> None:
         """The records were written anew, as not looked at."""

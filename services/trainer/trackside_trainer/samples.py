@@ -19,18 +19,22 @@ from trackside.retry import backoff_s
 _MODULE: Final = "trackside_trainer.gpus"
 _DISCOVERY_LIMIT_S: Final = 30.0  # a driver that has to wake its devices takes seconds
 _LINE_MAX_BYTES: Final = 1024 * 1024
+_KILL_LIMIT_S: Final = 0.2
+_MUTE_S = 10.0  # and three samples: no line for so long means that the driver hangs
+_POLL_MAX_S: Final = 1.0  # counted of the time between two polls: whoever was frozen itself has heard nobody
+_LEFT_MAX: Final = 3  # more that hang tell no more
+
+_left: list[subprocess.Popen[bytes]] = []  # could not be killed
 
 
 def find_gpus() -> list[dict[str, Any]]:
     """The GPUs of this host, asked once; empty where there is no driver, or none that answers."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", _MODULE, "--once"], capture_output=True, timeout=_DISCOVERY_LIMIT_S, check=False
-        )
-        found = json.loads(done.stdout or b"[]")
-    except (OSError, ValueError, subprocess.TimeoutExpired):
+        look = GpuLook(limit_s=_DISCOVERY_LIMIT_S)
+    except OSError:
         return []
-    return found if isinstance(found, list) else []
+    look.wait(_DISCOVERY_LIMIT_S)
+    return look.gpus or []
 
 
 class GpuLook:
@@ -39,6 +43,7 @@ class GpuLook:
     def __init__(self, *, limit_s: float) -> None:
         self._until_s = time.monotonic() + limit_s
         self._process = _ask("--once")
+        self._over = False
         self.gpus: list[dict[str, Any]] | None = None  # once done; None also where no answer came
 
     @property
@@ -48,16 +53,16 @@ class GpuLook:
 
     def wait(self, limit_s: float) -> bool:
         """`done`, waiting at most this long."""
-        if self._process.returncode is not None:
+        if self._over:
             return True
         try:
             text, _ = self._process.communicate(timeout=limit_s)
         except subprocess.TimeoutExpired:
             if time.monotonic() >= self._until_s:
-                self._process.kill()
-                self._process.communicate()
-                return True
-            return False
+                self._over = True
+                _end(self._process)
+            return self._over
+        self._over = True
         with suppress(ValueError):
             found = json.loads(text or b"null")
             self.gpus = found if isinstance(found, list) else None
@@ -76,6 +81,23 @@ def _ask(*words: str) -> subprocess.Popen[bytes]:
     )
 
 
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill it; what hangs in the driver cannot be killed, and is left to be reaped once the driver lets it go."""
+    process.kill()
+    if process.stdout is not None:
+        process.stdout.close()
+    try:
+        process.wait(_KILL_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        _left.append(process)
+
+
+def left() -> set[int]:
+    """The processes that could not be killed, as far as they still are there."""
+    _left[:] = [process for process in _left if process.poll() is None]
+    return {process.pid for process in _left}
+
+
 class GpuSampler:
     """Keeps the sampling process going and remembers its newest line."""
 
@@ -85,15 +107,27 @@ class GpuSampler:
         self._rest = b""
         self._failures = 0
         self._not_before_s = 0.0
+        self._polled_s = time.monotonic()
+        self._mute_s = self._mute_before_s = 0.0  # since the newest line; of it before this process
+        self._heard = False  # from this process
+        self._mute_limit_s = _MUTE_S + 3 * every_s
         self.newest: list[dict[str, Any]] = []
 
     @property
-    def pid(self) -> int | None:
-        """The sampling process."""
-        return self._process.pid if self._process is not None else None
+    def pids(self) -> set[int]:
+        """The sampling process, and those that could not be ended."""
+        return left() | ({self._process.pid} if self._process is not None else set())
+
+    @property
+    def mute(self) -> bool:
+        """Whether there has been no line for so long that the driver must hang."""
+        return self._mute_s > self._mute_limit_s
 
     def poll(self) -> bool:
-        """Read what has come, and start the process if it is not there; whether there is a new line."""
+        """Read what has come, and start the process if it is not there or hangs; whether there is a new line."""
+        now_s = time.monotonic()
+        self._mute_s += min(now_s - self._polled_s, _POLL_MAX_S)
+        self._polled_s = now_s
         if self._process is None:
             self._start()
             return False
@@ -101,6 +135,9 @@ class GpuSampler:
         try:
             data = os.read(self._process.stdout.fileno(), _LINE_MAX_BYTES)
         except BlockingIOError:
+            limit_s = self._mute_limit_s if self._heard else max(self._mute_limit_s, _DISCOVERY_LIMIT_S)
+            if self._mute_s - self._mute_before_s > limit_s:
+                self.stop()
             return False
         if not data:
             self._ended()
@@ -112,17 +149,18 @@ class GpuSampler:
                 self.newest, self._failures, new = json.loads(line), 0, True
             except ValueError:
                 continue
+            self._mute_s, self._mute_before_s, self._heard = 0.0, 0.0, True
         return new
 
     def stop(self) -> None:
         """End the process."""
         if self._process is not None:
-            self._process.kill()
             self._ended()
 
     def _start(self) -> None:
-        if time.monotonic() < self._not_before_s:
+        if time.monotonic() < self._not_before_s or len(left()) >= _LEFT_MAX:
             return
+        self._mute_before_s, self._heard = self._mute_s, False
         self._process = _ask("--every", str(self._every_s))
         assert self._process.stdout is not None  # noqa: S101 -- as above
         os.set_blocking(self._process.stdout.fileno(), False)
@@ -132,9 +170,8 @@ class GpuSampler:
         self._rest, self.newest = b"", []
         self._failures += 1
         self._not_before_s = time.monotonic() + backoff_s(self._failures, first_s=1.0, max_s=60.0)
-        if process is not None and process.stdout is not None:
-            process.stdout.close()
-            process.wait()
+        if process is not None:
+            _end(process)
 
 
 class HostSampler:
