@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,12 @@ from trackside.server import EmbeddedServer, ServerBinary, choose_binary
 
 # May do everything; exists on test servers only, to look behind the scenes and to clean up.
 TESTER_RULES = ("~*", "&*", "+@all")
+
+
+def pytest_configure() -> None:
+    """Heed Ctrl-C, and let what the tests start heed it: a shell that runs us in the background has it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import pytest
 
 from trackside.bus import keys, streams
 from trackside.bus.client import Pipeline, connect
-from trackside.errors import Fenced, IllegalTransition, InvalidJob, NotFound
+from trackside.errors import Fenced, IllegalTransition, InvalidJob, NotFound, ServerBehind
 from trackside.models import (
     Breaker,
     BreakerState,
@@ -133,7 +133,9 @@ def test_a_script_that_cannot_pause_runs_on_and_says_why(store: Store) -> None:
     store.cancel("j")
     assert store.refuse_pause("j", 1, "late").state is JobState.CANCELLING
     with pytest.raises(Fenced):
-        store.refuse_pause("j", 2, "not its attempt")
+        store.refuse_pause("j", 0, "of an older attempt")
+    with pytest.raises(ServerBehind):
+        store.refuse_pause("j", 2, "of one that this server never gave out")
 
 
 def paused_with_checkpoints(store: Store) -> Job:

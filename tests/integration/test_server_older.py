@@ -264,6 +264,7 @@ def answers(client: redis.Redis) -> bool:
         return False
 
 
+@pytest.mark.chaos
 def test_a_promoted_replica_that_misses_the_last_writes_takes_no_number_back(
     fresh_home: Path, script: Path, server_binary: ServerBinary
 ) -> None:
