@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from trackside import logs
-from trackside.errors import NotFound
+from trackside.errors import Conflict, NotFound
 from trackside.models import Slot
 from trackside.store import Store
 from trackside_trainer.gpuguard import DRAIN, Seen, State, Verdict, judge
@@ -103,11 +103,15 @@ class GpuWatch:
             news = self._news[name]
             if self._told.get(name) == standing and not news:
                 continue
-            self._cordon(store, name)  # first: what fails before the slot counts as told is asked for again
-            store.tell_gpu(
-                name, blocked=standing.blocked, throttled=standing.throttled,
-                events=[(each.cause, each.data) for each in news],
-            )  # fmt: skip
+            try:
+                self._cordon(store, name)  # first: what fails before the slot counts as told is asked for again
+                store.tell_gpu(
+                    name, blocked=standing.blocked, throttled=standing.throttled,
+                    events=[(each.cause, each.data) for each in news],
+                )  # fmt: skip
+            except Conflict as error:  # others write it without a pause: the next look tells it
+                self._log.warning("slot_not_told", slot=name, why=error.message)
+                continue
             self._told[name] = standing
             news.clear()
 
