@@ -215,6 +215,7 @@ def main() -> None:
         path.parent.mkdir()
         path.write_text(text)
     settings = {"host": "alpha", "data": str(home / "data"), "stall_limit_s": str(STALL_LIMIT_S)}
+    settings["restart_intensity"] = "1000"  # a worker that is killed in each trial is none that keeps dying
     rows: list[dict[str, object]] = []
     print(HEADER)
     with running_system(home / "home", "--slots", "cpu:1", "--no-dashboard", **settings) as system:

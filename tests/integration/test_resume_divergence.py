@@ -28,7 +28,8 @@ def system() -> Iterator[System]:
     home = Path(tempfile.mkdtemp(prefix="ts-"))
     try:
         with running_system(home, "--no-dashboard", "--slots", "cpu:2", profile="test") as system:
-            (home / "train.py").write_text(TRAIN)
+            (home / "project").mkdir()  # the folder of a script is sent along, and the home is none to send
+            (home / "project" / "train.py").write_text(TRAIN)
             yield system
     finally:
         shutil.rmtree(home, ignore_errors=True)
@@ -40,7 +41,7 @@ def rules(system: System, job_id: str) -> list[str | None]:
 
 
 def test_a_run_that_diverged_by_chance_goes_back_and_succeeds(system: System) -> None:
-    job_id = system.submit(system.home / "train.py", args=("once",))
+    job_id = system.submit(system.home / "project" / "train.py", args=("once",))
     job = system.ended(job_id)
 
     assert (job.state, job.rollbacks, job.bad_step) == (JobState.SUCCEEDED, 1, 45)
@@ -56,7 +57,7 @@ def test_a_run_that_diverged_by_chance_goes_back_and_succeeds(system: System) ->
 
 
 def test_one_that_always_does_is_given_up_and_its_nan_is_shown(system: System) -> None:
-    job_id = system.submit(system.home / "train.py", args=("always",))
+    job_id = system.submit(system.home / "project" / "train.py", args=("always",))
     job = system.ended(job_id)
 
     assert (job.state, job.reason, job.attempt) == (JobState.FAILED, Reason.DIVERGED, 4)
@@ -69,7 +70,7 @@ def test_one_that_always_does_is_given_up_and_its_nan_is_shown(system: System) -
 
 
 def test_show_has_the_evidence_of_a_crash(system: System) -> None:
-    script = system.home / "crash.py"
+    script = system.home / "project" / "crash.py"
     script.write_text("import ctypes\nprint('so far so good')\nctypes.string_at(0)\n")
     job_id = system.submit(script, "--retries", "0")
     assert system.ended(job_id).reason is Reason.KILLED

@@ -13,10 +13,14 @@ class ClearSight:
         self._ahead_s: float | None = None
         self._clear_from_s = 0.0
 
-    def look(self, now_s: float) -> None:
-        """Note that this process looks now; a gap since the last time blinds it."""
-        last_s, self._last_s = self._last_s, now_s
-        if last_s is None or now_s - last_s > self._gap_s:
+    def begin(self, now_s: float) -> None:
+        """Note that a round begins; a gap since the last one began blinds this process."""
+        self.check(now_s)
+        self._last_s = now_s
+
+    def check(self, now_s: float) -> None:
+        """In the middle of a round, behind its answers: a gap since it began blinds this process too."""
+        if self._last_s is None or now_s - self._last_s > self._gap_s:
             self.blind(now_s)
 
     def server_said(self, server_ms: int, now_s: float) -> None:

@@ -88,7 +88,7 @@ class Supervisor:
         now_s = self._clock.monotonic_s()
         if self._cursor is None:
             self._sight.blind(now_s)
-        self._sight.look(now_s)
+        self._sight.begin(now_s)
         leads = self._renew(now_s)
         here("before beat")
         self._beat(now_s, leads)
@@ -174,7 +174,7 @@ class Supervisor:
         found = beats.read(self._client)
         # Once more, behind the answers: a lid may have been shut since this round began, and no read has failed of it.
         now_s = self._clock.monotonic_s()
-        self._sight.look(now_s)
+        self._sight.check(now_s)
         self._sight.server_said(now_ms, now_s)
         return Sight(now_ms=now_ms, deadlines=deadlines, beats=found, clear=self._sight.is_clear(now_s))
 

@@ -214,6 +214,8 @@ class Agent:
         place.not_before_s = now_s + wait_s
         if place.wanted:
             self._log.warning("worker_died", slot=place.slot.id, how=death_of(status), restart_in_s=round(wait_s, 2))
+            if wait_s > 0:  # else its slot would be given the next attempt meanwhile, for its last beat still counts
+                self._bus.call(lambda: beats.retire(self._client, Role.WORKER, place.slot.id))
         else:
             self._log.info("worker_gone", slot=place.slot.id, how=death_of(status))
             self._bus.call(lambda: self._retire_slot(place.slot))
