@@ -130,6 +130,7 @@ class JobSpec:
     after: tuple[str, ...] = ()  # ids of jobs that must succeed first
     retry_of: str | None = None  # the ended job that this one does again
     slot: str | None = None  # run on this slot only
+    stall_limit_s: float | None = None  # no step for so long is a hang; 0: nothing is; None: by the run's own pace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,6 +164,7 @@ class Job:
     retry_at_ms: int | None = None  # while waiting
     failures: int = 0  # ended attempts that used up the retry budget since the last newer checkpoint
     barren: int = 0  # ended attempts in a row that brought no newer checkpoint
+    host_faults: int = 0  # attempts in a row lost with their host or stopped by a stranger, with no newer checkpoint
     rollbacks: int = 0  # divergences in a row, with no checkpoint beyond `bad_step`
     bad_step: int | None = None  # where the newest divergence began
     ran_ms: int = 0  # running time of ended attempts, added up
@@ -195,6 +197,8 @@ class Outcome:
     evidence: tuple[str, ...] = ()  # what it was judged by, for people; 8 KiB at most
     seen_by: str | None = None  # role:name of the reporter
     noticed_after_ms: int | None = None  # from the death to the report, where the reporter can tell
+    rule: str | None = None  # lost: by which rule it was taken for lost
+    stranger: bool = False  # preempted: somebody other than Trackside asked it to stop
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,6 +30,7 @@ from trackside.models import (
 from trackside.retry import at_once
 from trackside.slotstore import TRIES, SlotStore, decoded
 
+_PART_BYTES: Final = 256 * 1024
 CHECKPOINTS_KEPT: Final = 10  # names on the record; the run decides how many directories it keeps
 
 
@@ -77,11 +78,17 @@ class Store(SlotStore):
         return decoded(Attempt, self.hashes(keys.attempt(job.id, n) for n in range(1, job.attempt + 1)))
 
     def snapshot(self, sha256: str) -> bytes:
-        """A submitted folder's archive; raises NotFound."""
-        raw = cast(bytes | None, self.client.get(keys.snapshot(sha256)))
-        if raw is None:
+        """A submitted folder's archive; raises NotFound.
+
+        Read in parts, since a line that breaks now and then carries a part, and never the whole.
+        """
+        parts: list[bytes] = []
+        while not parts or len(parts[-1]) == _PART_BYTES:
+            start = len(parts) * _PART_BYTES
+            parts.append(cast(bytes, self.client.getrange(keys.snapshot(sha256), start, start + _PART_BYTES - 1)))
+        if not parts[0]:
             raise NotFound(f"the snapshot {sha256[:12]} is not on the bus: submit the job again", sha256=sha256)
-        return raw
+        return b"".join(parts)
 
     # -- what people ask for ---------------------------------------------------------------------------------------
 
@@ -180,7 +187,8 @@ class Store(SlotStore):
             if going and checkpoint in (None, newest):
                 return None
             if checkpoint is None:
-                return self.moved(job, JobState.QUEUED, now, cause="resume requested", detail=_waits(job.spec, job))
+                detail = _waits(job.spec, job)
+                return self.moved(job, JobState.QUEUED, now, cause="resume requested", detail=detail, host_faults=0)
             if job.state is not JobState.PAUSED:
                 raise IllegalTransition(
                     f"job {job_id!r} is {job.state}: only a paused one can go back to a checkpoint, so pause it first",
@@ -194,7 +202,8 @@ class Store(SlotStore):
             return self.moved(
                 job, JobState.QUEUED, now, cause="resume requested", detail=f"goes back to {checkpoint}",
                 inputs={"from": checkpoint, "dropped": names[:at]},
-                checkpoints=job.checkpoints[at:], failures=0, barren=0, rollbacks=0, bad_step=None,
+                checkpoints=job.checkpoints[at:], failures=0, barren=0, host_faults=0, rollbacks=0,
+                bad_step=None,
             )  # fmt: skip
 
         return self.change(job_id, decide)
@@ -295,6 +304,7 @@ class Store(SlotStore):
                 checkpoints=kept[:CHECKPOINTS_KEPT],
                 failures=0 if progress else job.failures,
                 barren=0 if progress else job.barren,
+                host_faults=0 if progress else job.host_faults,
             )
             facts: dict[str, Any] = {"name": checkpoint.name, "step": checkpoint.step, "digest": checkpoint.digest}
             event = self.job_event(job, EventKind.CHECKPOINT, now, **facts)

@@ -37,6 +37,8 @@ RULES: Final = {
     "oom_gpu": "the GPU's memory does not hold it, and would not the next time",
     "oom_host": "the host's memory did not hold it twice in a row, with no newer checkpoint in between",
     "host fault": "the host's doing and not the job's, so no retry is used up",
+    "host fault again": "the host's doing or a stranger's again, with no newer checkpoint; the wait grows each time",
+    "takes its hosts along": "lost with its host or stopped by a stranger ten times in a row, with no newer checkpoint",
     "permanent error": "an error that another try does not mend",
     "repeated error": "the same exception after the same step twice, with no newer checkpoint in between",
     "poison": "several attempts in a row brought no newer checkpoint",
@@ -47,6 +49,7 @@ RULES: Final = {
     "parent did not succeed": "a job that it was to run after failed, was cancelled or is gone",
     "parents succeeded": "every job that it was to run after has succeeded",
     "slot free": "it was the first in line that the slot fits: by priority, then age",
+    "worker silent": "its worker was not heard for longer than the limit and a margin, while its host was",
     "silent host": "its worker was not heard for longer than the limit and a margin, so its host is taken for lost",
     "worker gone": "its worker has left, and nobody reported the attempt's end",
     "never claimed": "its worker lives, and did not take it in time",
@@ -57,6 +60,7 @@ RULES: Final = {
 COUNTED: Final = frozenset(
     {"oom_host", "permanent error", "repeated error", "poison", "budget used up", "retry at once", "retry with backoff"}
 )
+_FROM_OUTSIDE: Final = frozenset({"host fault again", "takes its hosts along"})
 _REQUESTS: Final = {
     "cancel requested": "asked to cancel it",
     "pause requested": "asked to pause it",
@@ -138,7 +142,7 @@ def _lost(event: Event) -> str | None:
     rule, inputs = event.data.get("rule"), event.data.get("inputs")
     if rule not in RULES or not isinstance(inputs, dict):
         return None
-    limit_ms = inputs.get("margin_ms" if rule == "silent host" else "claim_ms", 0)
+    limit_ms = inputs.get("margin_ms" if rule in ("silent host", "worker silent") else "claim_ms", 0)
     return f"by the rule {rule!r}: {RULES[rule]} (limit {span(limit_ms / 1000)}, its own sight was clear)"
 
 
@@ -190,6 +194,10 @@ def _numbers(event: Event) -> str:
     data = event.data
     if event.cause == "parent did not succeed":
         return str(data.get("detail", ""))
+    if event.cause in _FROM_OUTSIDE:
+        count, limit = data.get("host_faults", 0) + 1, data.get("host_faults_max")
+        waits = f"; waits {span(data.get('wait_s', 0.0))}" if event.new is JobState.WAITING else ""
+        return f"{count} in a row without a newer checkpoint, {limit} are too many{waits}"
     if event.cause not in COUNTED:
         return ""
     barren = 0 if data.get("progressed") else data.get("barren", 0) + 1

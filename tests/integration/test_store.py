@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -88,6 +89,17 @@ def test_submitting_twice_makes_one_job(bus_urls: Mapping[str, str]) -> None:
     assert submitter.submit("j", "second", SPEC) == first
     assert submitter.job_ids() == submitter.live_job_ids() == ["j"]
     assert len(list(streams.history(submitter.client, "j"))) == 1
+
+
+def test_a_snapshot_comes_back_as_it_was_whatever_its_size(bus_urls: Mapping[str, str]) -> None:
+    submitter = a_store(bus_urls, "submitter")
+    for parts in (0.5, 1, 2, 2.5):
+        archive = os.urandom(int(parts * 256 * 1024))
+        name = hashlib.sha256(archive).hexdigest()
+        submitter.submit(f"j{parts}", "large", replace(SPEC, snapshot=name), snapshot=archive)
+        assert submitter.snapshot(name) == archive
+    with pytest.raises(NotFound, match="submit the job again"):
+        submitter.snapshot("a" * 64)
 
 
 def test_a_life_with_one_kill_is_told_and_folds_to_its_state(store: Store) -> None:
@@ -193,12 +205,12 @@ def test_an_entry_sent_again_is_taken_once(store: Store) -> None:
 
 def test_a_newer_checkpoint_restores_the_retry_budget_and_an_older_one_does_not(store: Store) -> None:
     started(store)
-    store.change("j", lambda job, now: Change(job=replace(job, failures=3, barren=2)))
+    store.change("j", lambda job, now: Change(job=replace(job, failures=3, barren=2, host_faults=4)))
     newer = store.accept_checkpoint("j", 1, a_checkpoint(20))
-    assert (newer.failures, newer.barren) == (0, 0)
-    store.change("j", lambda job, now: Change(job=replace(job, failures=3, barren=2)))
+    assert (newer.failures, newer.barren, newer.host_faults) == (0, 0, 0)
+    store.change("j", lambda job, now: Change(job=replace(job, failures=3, barren=2, host_faults=4)))
     older = store.accept_checkpoint("j", 1, a_checkpoint(10))
-    assert (older.failures, older.barren) == (3, 2)
+    assert (older.failures, older.barren, older.host_faults) == (3, 2, 4)
     assert [checkpoint.step for checkpoint in older.checkpoints] == [20, 10]
 
 
@@ -231,6 +243,13 @@ def test_a_paused_job_goes_on_under_its_id(store: Store) -> None:
     assert store.assign("j", SLOT, push_nothing).attempt == 0  # paused: not given to a slot
     assert store.resume("j").state is JobState.QUEUED
     assert store.assign("j", SLOT, push_nothing).attempt == 1
+
+
+def test_who_resumes_a_job_gives_it_its_hosts_anew(store: Store) -> None:
+    store.submit("j", "j", SPEC)
+    store.pause("j")
+    store.change("j", lambda job, now: Change(job=replace(job, host_faults=7)))
+    assert store.resume("j").host_faults == 0
 
 
 def test_a_supervisor_that_lost_its_lease_is_refused(bus_urls: Mapping[str, str]) -> None:

@@ -382,6 +382,33 @@ def test_a_slot_on_which_different_jobs_crash_rests_and_comes_back_by_its_self_t
     assert store.job(probe).spec.program == SELFTEST
 
 
+def test_a_job_that_takes_its_hosts_along_waits_each_time_and_ends(
+    bus_urls: Mapping[str, str], supervisors: Supervisors
+) -> None:
+    client = connect(bus_urls["trainer"])
+    store = Store(client, by="test")
+    store.register_slot(SLOT)
+    store.submit("j", "j", replace(SPEC, retries=0))
+    supervisors.start()
+    with working(Trainer(client, {"j": (Reason.GPU_LOST,)})):
+        wait_until(lambda: store.job("j").state.terminal, 20, "it goes on for ever")
+    job = store.job("j")
+    moves = [
+        (event.attempt, event.cause)
+        for event in events_of(store, "j")
+        if event.kind is EventKind.TRANSITION and event.new is not JobState.RUNNING and event.cause != "backoff over"
+    ]
+    assert (job.state, job.failures, job.barren) == (JobState.FAILED, 0, 0)
+    assert moves == [
+        (1, "host fault"),
+        (2, "host fault"),  # it saved
+        (3, "host fault"),
+        *((number, "host fault again") for number in range(4, 12)),
+        (12, "takes its hosts along"),
+    ]
+    replay_all(everything(store))
+
+
 def test_recorded_decisions_of_a_whole_life_replay(bus_urls: Mapping[str, str], supervisors: Supervisors) -> None:
     client = connect(bus_urls["trainer"])
     store = Store(client, by="test")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import orjson
 import pytest
@@ -24,7 +25,7 @@ from trackside.models import (
 )
 from trackside.retry import backoff_s
 from trackside.story import RULES
-from trackside_supervisor.recovery import HOST_FAULTS, SELFTEST, Policy, decide, replay
+from trackside_supervisor.recovery import MAX_HOST_FAULTS, SELFTEST, Decision, Policy, decide, replay
 
 POLICY = Policy(poison_after=3, backoff_s=lambda failures: 2.0 * failures)
 NOW = 1_000_000
@@ -39,8 +40,9 @@ def a_job(state: JobState = JobState.RUNNING, attempt: int = 1, **fields: object
 def ended(reason: Reason, number: int = 1, **facts: object) -> Attempt:
     outcome = Outcome(reason=reason, **facts)  # type: ignore[arg-type]  # the caller names real fields
     return Attempt(
-        job="j", number=number, state=AttemptState.ENDED, slot="s", host="h", assigned_at_ms=0, outcome=outcome
-    )
+        job="j", number=number, state=AttemptState.ENDED, slot="s", host="h", assigned_at_ms=0, started_at_ms=1,
+        outcome=outcome,
+    )  # fmt: skip
 
 
 def saved(step: int, attempt: int) -> CheckpointRef:
@@ -76,15 +78,25 @@ def test_each_ending_has_its_consequence(state: JobState, reason: Reason, become
     reason=st.sampled_from(Reason),
     failures=st.integers(0, 9),
     barren=st.integers(0, 9),
+    host_faults=st.integers(0, 12),
+    stranger=st.booleans(),
     checkpoint=st.none() | st.integers(1, 3),
     error=st.none() | st.sampled_from(["ValueError", "ImportError"]),
 )
 def test_every_decision_is_a_legal_move_with_its_inputs(
-    state: JobState, reason: Reason, failures: int, barren: int, checkpoint: int | None, error: str | None
+    state: JobState,
+    reason: Reason,
+    failures: int,
+    barren: int,
+    host_faults: int,
+    stranger: bool,
+    checkpoint: int | None,
+    error: str | None,
 ) -> None:
     checkpoints = () if checkpoint is None else (saved(10, checkpoint),)
-    job = a_job(state, attempt=2, failures=failures, barren=barren, checkpoints=checkpoints)
-    attempt = ended(reason, 2, failure=None if error is None else Failure(type=error, message="m"))
+    job = a_job(state, attempt=2, failures=failures, barren=barren, host_faults=host_faults, checkpoints=checkpoints)
+    failure = None if error is None else Failure(type=error, message="m")
+    attempt = ended(reason, 2, failure=failure, stranger=stranger)
     decision = decide(job, attempt, ended(Reason.KILLED), POLICY, NOW)
     assert state.may_become(decision.state)
     assert decision.inputs["reason"] == reason.value
@@ -118,10 +130,82 @@ def test_crashes_that_each_bring_a_newer_checkpoint_are_never_too_many() -> None
     assert (job.state, attempts) == (JobState.RUNNING, 50)
 
 
-@pytest.mark.parametrize("fault", sorted(HOST_FAULTS))
-def test_host_faults_use_up_no_retry(fault: Reason) -> None:
-    job, attempts = lived_through([fault] * 20, progress=False)
-    assert (job.state, attempts, job.failures) == (JobState.RUNNING, 20, 0)
+# What ends an attempt from outside, though the job may be behind it.
+OUTSIDE: dict[str, dict[str, Any]] = {
+    "a silent host": {"reason": Reason.LOST, "rule": "silent host"},
+    "a worker that was replaced": {"reason": Reason.LOST, "rule": "worker replaced"},
+    "a lost GPU": {"reason": Reason.GPU_LOST},
+    "a fence": {"reason": Reason.FENCED},
+    "a stranger's SIGTERM": {"reason": Reason.PREEMPTED, "stranger": True},
+}
+# What a stop of our own, a server or a trainer that does not begin brings.
+ORDERLY: dict[str, dict[str, Any]] = {
+    "an orderly stop": {"reason": Reason.PREEMPTED},
+    "an orderly stop that nobody could report": {"reason": Reason.LOST, "rule": "worker gone"},
+    "a report that the server lost": {"reason": Reason.LOST, "rule": "not carried"},
+    "an attempt that never began": {"reason": Reason.LOST, "rule": "silent host", "started_at_ms": None},
+}
+
+
+def ended_again_and_again(*, progress: bool, times: int, **end: Any) -> tuple[Job, list[Decision]]:
+    """A job whose attempts all end in this way, until it is over; returns it and what was decided."""
+    started_at_ms = end.pop("started_at_ms", 1)
+    job, made = a_job(), list[Decision]()
+    for number in range(1, times + 1):
+        job = replace(job, state=JobState.RUNNING, attempt=number)
+        if progress:
+            job = replace(job, checkpoints=(saved(number * 10, number),), failures=0, barren=0, host_faults=0)
+        attempt = replace(ended(number=number, **end), started_at_ms=started_at_ms)
+        made.append(decide(job, attempt, None, POLICY, NOW))
+        assert replay(orjson.loads(orjson.dumps(made[-1].inputs)), NOW) == made[-1]
+        job = replace(
+            job, state=made[-1].state, failures=made[-1].failures, barren=made[-1].barren,
+            host_faults=made[-1].host_faults,
+        )  # fmt: skip
+        if job.state.terminal:
+            break
+    return job, made
+
+
+@pytest.mark.parametrize("what", OUTSIDE)
+def test_ends_from_outside_use_up_no_retry_and_do_not_go_on_for_ever(what: str) -> None:
+    job, made = ended_again_and_again(progress=False, times=20, **OUTSIDE[what])
+    assert (job.state, job.failures, job.barren) == (JobState.FAILED, 0, 0)
+    assert [decision.rule for decision in made] == [
+        "host fault", *["host fault again"] * (MAX_HOST_FAULTS - 2), "takes its hosts along",
+    ]  # fmt: skip
+    assert [decision.retry_at_ms for decision in made] == [
+        None, *[NOW + 2000 * count for count in range(1, MAX_HOST_FAULTS - 1)], None,
+    ]  # fmt: skip
+    assert "10 attempts in a row" in made[-1].detail
+
+
+@pytest.mark.parametrize("what", OUTSIDE)
+def test_hosts_that_go_away_are_never_too_many_for_a_job_that_saves(what: str) -> None:
+    job, made = ended_again_and_again(progress=True, times=50, **OUTSIDE[what])
+    assert (job.state, job.host_faults, len(made)) == (JobState.QUEUED, 0, 50)
+    assert {decision.state for decision in made} == {JobState.QUEUED}, "a run that moves on was kept waiting"
+
+
+@pytest.mark.parametrize("what", ORDERLY)
+def test_what_the_job_cannot_have_brought_about_is_neither_counted_nor_waited_for(what: str) -> None:
+    job, made = ended_again_and_again(progress=False, times=50, **ORDERLY[what])
+    assert (job.state, job.host_faults, job.failures, len(made)) == (JobState.QUEUED, 0, 0, 50)
+    assert {decision.state for decision in made} == {JobState.QUEUED}
+
+
+def test_crashes_in_between_do_not_hide_that_a_job_takes_its_hosts_along() -> None:
+    job = a_job(host_faults=MAX_HOST_FAULTS - 1)
+    crashed = decide(job, ended(Reason.KILLED), None, POLICY, NOW)
+    assert (crashed.host_faults, crashed.barren) == (MAX_HOST_FAULTS - 1, 1)
+    lost = decide(replace(job, barren=1), ended(Reason.LOST, rule="silent host"), None, POLICY, NOW)
+    assert (lost.state, lost.rule) == (JobState.FAILED, "takes its hosts along")
+
+
+def test_a_decision_from_before_there_was_a_limit_is_made_again_as_it_was() -> None:
+    inputs = {"state": "running", "reason": "lost", "attempt": 40, "what": "silent", "poison_after": 3, "retries": 4}
+    decision = replay(inputs, NOW)
+    assert (decision.state, decision.rule) == (JobState.QUEUED, "host fault")
 
 
 def test_a_crash_after_progress_is_retried_at_once_and_one_without_waits() -> None:

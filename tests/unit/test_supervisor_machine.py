@@ -32,7 +32,7 @@ from trackside.models import (
 )
 from trackside_supervisor import placement
 from trackside_supervisor.placement import free_slots, place
-from trackside_supervisor.recovery import HOST_FAULTS, Decision, Policy, decide, replay
+from trackside_supervisor.recovery import HOST_FAULTS, MAX_HOST_FAULTS, Decision, Policy, decide, replay
 from trackside_supervisor.watch import Facts, Limits, Sight, judge, lost
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -131,7 +131,10 @@ class Core(RuleBasedStateMachine):
         before = self.attempts.get((job.id, attempt.number - 1))
         decision = decide(job, attempt, before, policy, self.now_ms)
         self.check_decision(job, attempt, decision)
-        fields = {"failures": decision.failures, "barren": decision.barren, "retry_at_ms": decision.retry_at_ms}
+        fields = {
+            "failures": decision.failures, "barren": decision.barren, "host_faults": decision.host_faults,
+            "retry_at_ms": decision.retry_at_ms,
+        }  # fmt: skip
         self.move(job, decision.state, **fields)
         if decision.retry_at_ms is not None:
             self.not_before_ms[job.id] = decision.retry_at_ms
@@ -141,9 +144,12 @@ class Core(RuleBasedStateMachine):
         assert (again.state, again.rule, again.retry_at_ms) == (decision.state, decision.rule, decision.retry_at_ms)
         assert attempt.outcome is not None
         if decision.retry_at_ms is not None:
-            assert 0 <= decision.retry_at_ms - self.now_ms <= 2000 * 2**job.barren, "beyond the backoff's envelope"
+            row = job.host_faults if decision.inputs["struck"] else job.barren + 1
+            assert 0 <= decision.retry_at_ms - self.now_ms <= 2000 * 2 ** (row - 1), "beyond the backoff's envelope"
         if attempt.outcome.reason in HOST_FAULTS and job.state is JobState.RUNNING:
-            assert (decision.state, decision.failures) == (JobState.QUEUED, job.failures), "a host's fault was counted"
+            assert decision.failures == job.failures, "a host's fault used up a retry"
+            at_once = decision.inputs["progressed"] or not decision.inputs["struck"] or job.host_faults == 0
+            assert (decision.state is JobState.QUEUED) == at_once
         if job.state is JobState.CANCELLING:
             assert decision.state in (JobState.CANCELLED, JobState.SUCCEEDED)
 
@@ -201,7 +207,7 @@ class Core(RuleBasedStateMachine):
         job = self.pick(data, AttemptState.RUNNING)
         step = self.steps[job.id] = self.steps.get(job.id, 0) + 10
         ref = CheckpointRef(name=f"step-{step}", step=step, attempt=job.attempt, digest="d", storage="disk")
-        self.jobs[job.id] = replace(job, checkpoints=(ref, *job.checkpoints)[:3], failures=0, barren=0)
+        self.jobs[job.id] = replace(job, checkpoints=(ref, *job.checkpoints)[:3], failures=0, barren=0, host_faults=0)
 
     @has(AttemptState.RUNNING)
     @rule(data=st.data(), reason=st.sampled_from(CRASHES), step=st.integers(0, 2))
@@ -308,6 +314,7 @@ class Core(RuleBasedStateMachine):
     @invariant()
     def no_more_barren_attempts_than_allowed(self) -> None:
         assert all(job.barren <= POISON_AFTER for job in self.jobs.values())
+        assert all(job.host_faults <= MAX_HOST_FAULTS for job in self.jobs.values())
 
     def teardown(self) -> None:
         """Left alone, everything comes to an end: no job is stuck, whatever happened before."""

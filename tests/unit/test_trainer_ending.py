@@ -13,11 +13,14 @@ from trackside_trainer.ending import Exit, judge
 OK, FAILED, STOPPED, KILLED = 0, 1 << 8, 75 << 8, int(signal.SIGKILL)
 
 
-def end(outcome: str, error: dict[str, Any] | None = None) -> dict[str, Any]:
-    return {"k": "end", "outcome": outcome, "error": error}
+def end(outcome: str, error: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    return {"k": "end", "outcome": outcome, "error": error, **more}
 
 
 ERROR = {"type": "ValueError", "message": "bad\nmore", "traceback": "Traceback ..."}
+EXIT = {"type": "SystemExit", "message": "the program exited with code 143", "traceback": "Traceback ..."}
+EARLY = end("succeeded", early=True)
+STOPS = (Reason.PREEMPTED, Reason.PAUSED, Reason.CANCELLED, Reason.TIMEOUT, Reason.STALLED)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +31,12 @@ ERROR = {"type": "ValueError", "message": "bad\nmore", "traceback": "Traceback .
         (end("succeeded"), Exit(status=OK, asked=Reason.CANCELLED), Reason.SUCCEEDED),
         (end("succeeded"), Exit(status=KILLED), Reason.KILLED),
         (end("succeeded"), Exit(status=FAILED), Reason.USER_ERROR),
+        (EARLY, Exit(status=OK), Reason.SUCCEEDED),  # nobody asked it to leave
+        *((EARLY, Exit(status=OK, asked=asked), asked) for asked in STOPS),
+        (EARLY, Exit(status=None, asked=Reason.PREEMPTED), Reason.PREEMPTED),
+        *((end("succeeded"), Exit(status=OK, asked=asked), Reason.SUCCEEDED) for asked in STOPS),
+        *((end("user_error", EXIT), Exit(status=FAILED, asked=asked), asked) for asked in STOPS),
+        (end("user_error", EXIT), Exit(status=FAILED), Reason.USER_ERROR),
         (end("user_error", ERROR), Exit(status=FAILED), Reason.USER_ERROR),
         (end("oom_gpu", ERROR), Exit(status=FAILED), Reason.OOM_GPU),
         (end("cuda_error", ERROR), Exit(status=FAILED), Reason.CUDA_ERROR),
@@ -90,6 +99,8 @@ def test_who_asked_for_a_stop_is_told() -> None:
     assert (stranger.reason, (stranger.detail or "")[:31]) == (Reason.PREEMPTED, "somebody other than Trackside a")
     ours = judge(end("preempted"), Exit(status=STOPPED, asked=Reason.PREEMPTED), first_step=1)
     assert ours.detail == "stopped at a step boundary to make room"
+    nobody_saw = judge(end("preempted"), Exit(status=None), first_step=1)
+    assert [each.stranger for each in (stranger, ours, nobody_saw)] == [True, False, False]
 
 
 def test_a_stalled_attempt_says_which_clock_and_what_it_did_then() -> None:
@@ -112,5 +123,15 @@ def test_divergence_carries_its_first_bad_step() -> None:
 
 
 def test_a_stop_before_the_first_step_says_that_nothing_was_saved() -> None:
-    detail = judge(end("preempted"), Exit(status=STOPPED), first_step=None).detail
+    detail = judge(end("preempted"), Exit(status=STOPPED, asked=Reason.PREEMPTED), first_step=None).detail
     assert detail == "stopped before its first step: the next attempt starts over"
+    stranger = judge(end("preempted"), Exit(status=STOPPED), first_step=None).detail
+    assert (stranger or "").startswith("stopped by somebody other than Trackside (SIGTERM) before its first step")
+
+
+def test_an_end_by_a_handler_of_the_script_s_own_is_told_as_that() -> None:
+    preempted = judge(EARLY, Exit(status=OK, asked=Reason.PREEMPTED), first_step=1)
+    assert preempted.detail == "asked to make room; it ended by itself, before its end as far as is known"
+    limit = "the job's time limit of 3 s was reached"
+    timed_out = judge(EARLY, Exit(status=OK, asked=Reason.TIMEOUT, why=limit))
+    assert (timed_out.detail or "").startswith(f"{limit}; it ended by itself")

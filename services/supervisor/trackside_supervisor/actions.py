@@ -138,7 +138,11 @@ class Actions:
                 return None
             decision = decide(now_job, attempt, previous, self._policy, now_ms)
             made.append(decision)
-            fields: dict[str, Any] = {"failures": decision.failures, "barren": decision.barren}
+            fields: dict[str, Any] = {
+                "failures": decision.failures,
+                "barren": decision.barren,
+                "host_faults": decision.host_faults,
+            }
             if decision.retry_at_ms is not None:
                 fields["retry_at_ms"] = decision.retry_at_ms
             if decision.rollback_to is not None:

@@ -16,6 +16,9 @@ from trackside.models import Attempt, Job, JobState, Outcome, Program, Reason
 
 # The host's or the house's doing, not the job's: these use up no retry.
 HOST_FAULTS: Final = frozenset({Reason.LOST, Reason.GPU_LOST, Reason.FENCED})
+MAX_HOST_FAULTS: Final = 10  # in a row; a job that takes its hosts down would walk through all of them
+# Losses that a job cannot have brought about: its worker left in order, or only the report of its end is missing.
+_HARMLESS: Final = frozenset({"worker gone", "not carried"})
 # Repeating these unchanged ends the same way.
 FINAL: Final = {
     Reason.INVALID_JOB: "it cannot run as submitted",
@@ -62,6 +65,9 @@ class Facts:
     bad_step: int | None = None  # where the attempt began to diverge
     rollbacks: int = 0  # goings back in a row, with no newer checkpoint beyond where they began
     rollback_to: int = 0  # the step of the newest checkpoint that is older than the divergence; 0: none is
+    struck: bool = False  # the end came from outside, and nobody of ours asked for it
+    host_faults: int = 0  # such ends in a row, with no newer checkpoint
+    host_faults_max: int = 0  # 0: older histories, which knew no limit
 
     @classmethod
     def from_inputs(cls, inputs: Mapping[str, Any]) -> Facts:
@@ -82,6 +88,7 @@ class Decision:
     retry_at_ms: int | None = None
     failures: int
     barren: int
+    host_faults: int
     rollback_to: int | None = None  # forget the checkpoints after this step; 0: all of them
     inputs: dict[str, Any] = field(default_factory=dict)
 
@@ -103,6 +110,8 @@ def gather(job: Job, attempt: Attempt, previous: Attempt | None, policy: Policy)
     progressed = bool(job.checkpoints) and job.checkpoints[0].attempt == attempt.number
     rollback_to = _rollback_to(job, attempt, outcome.bad_step)
     passed = job.bad_step is not None and rollback_to > job.bad_step
+    struck = _struck(attempt, outcome)
+    in_a_row = job.host_faults if struck else job.barren + 1  # the first host's fault is not waited for
     return Facts(
         state=job.state,
         reason=outcome.reason,
@@ -118,11 +127,14 @@ def gather(job: Job, attempt: Attempt, previous: Attempt | None, policy: Policy)
         barren=job.barren,
         retries=job.spec.retries,
         poison_after=policy.poison_after,
-        wait_s=round(policy.backoff_s(0 if progressed else job.barren + 1), 3),
+        wait_s=round(policy.backoff_s(0 if progressed else in_a_row), 3),
         attempt_limit=_of_attempt(job),
         bad_step=outcome.bad_step,
         rollbacks=0 if passed else job.rollbacks,
         rollback_to=rollback_to,
+        struck=struck,
+        host_faults=job.host_faults,
+        host_faults_max=MAX_HOST_FAULTS,
     )
 
 
@@ -138,6 +150,8 @@ def judge(facts: Facts, now_ms: int) -> Decision:
         return to(JobState.PAUSED, "paused", "paused; `trackside resume` goes on from its newest checkpoint")
     if facts.selftest:
         return to(JobState.FAILED, "self-test failed", f"the slot is not fit for work: {what}")
+    if facts.struck:
+        return _struck_again(facts, now_ms)
     if reason in (Reason.PREEMPTED, Reason.PAUSED):
         return to(JobState.QUEUED, "preempted", "made room at a step boundary; waits for a free slot")
     if reason is Reason.DIVERGED and facts.bad_step is not None and facts.rollbacks < MAX_ROLLBACKS:
@@ -151,6 +165,19 @@ def judge(facts: Facts, now_ms: int) -> Decision:
     if reason in HOST_FAULTS:
         return to(JobState.QUEUED, "host fault", f"attempt {facts.attempt} ended {reason.value}: {what}")
     return _counted(facts, now_ms)
+
+
+def _struck_again(facts: Facts, now_ms: int) -> Decision:
+    """The rules for an end that came from outside: not the job's doing, until it goes on and on."""
+    count = 0 if facts.progressed else facts.host_faults + 1
+    to = partial(_to, facts, now_ms, host_faults=count)
+    ended = f"attempt {facts.attempt} ended {facts.reason}: {facts.what}"
+    if 0 < facts.host_faults_max <= count:
+        row = f"{count} attempts in a row were lost with their host or stopped by a stranger, with no newer checkpoint"
+        return to(JobState.FAILED, "takes its hosts along", f"{row}: {facts.what}")
+    if count > 1:
+        return to(JobState.WAITING, "host fault again", ended)
+    return to(JobState.QUEUED, "host fault", ended)
 
 
 def _counted(facts: Facts, now_ms: int) -> Decision:
@@ -177,7 +204,7 @@ def _counted(facts: Facts, now_ms: int) -> Decision:
 
 def _to(
     facts: Facts, now_ms: int, state: JobState, rule: str, detail: str, *, failures: int | None = None,
-    barren: int | None = None,
+    barren: int | None = None, host_faults: int | None = None,
 ) -> Decision:  # fmt: skip
     wait_s = facts.wait_s if state is JobState.WAITING else 0.0
     return Decision(
@@ -187,6 +214,7 @@ def _to(
         retry_at_ms=now_ms + int(wait_s * 1000) if state is JobState.WAITING else None,
         failures=facts.failures if failures is None else failures,
         barren=facts.barren if barren is None else barren,
+        host_faults=facts.host_faults if host_faults is None else host_faults,
         inputs={**asdict(facts), "wait_s": wait_s},
     )
 
@@ -206,6 +234,13 @@ def _rollback_to(job: Job, attempt: Attempt, bad_step: int | None) -> int:
     if newest == bad_step - 1:
         return older[0] if older else 0
     return older[0] if older and job.rollbacks else newest
+
+
+def _struck(attempt: Attempt, outcome: Outcome) -> bool:
+    """Whether the job may be behind an end from outside: it had begun, and no orderly stop of ours ended it."""
+    if outcome.reason is Reason.PREEMPTED:
+        return outcome.stranger
+    return outcome.reason in HOST_FAULTS and attempt.started_at_ms is not None and outcome.rule not in _HARMLESS
 
 
 def _of_attempt(job: Job) -> bool:

@@ -49,6 +49,7 @@ class Facts:
     beat_started_at_ms: int = 0
     beat_job: str | None = None
     fresh_ms: int = 0  # after a claim, in which the beat may still be that of the worker before
+    agent_heard: bool = False  # after the worker was last heard: its host is there
 
     @classmethod
     def from_inputs(cls, inputs: Mapping[str, Any]) -> Facts:
@@ -89,7 +90,18 @@ def gather(attempt: Attempt, sight: Sight, limits: Limits) -> Facts:
         beat_started_at_ms=beat.started_at_ms if beat is not None else 0,
         beat_job=beat.job if beat is not None else None,
         fresh_ms=limits.claim_ms,
+        agent_heard=_agent_heard(attempt, sight),
     )
+
+
+def _agent_heard(attempt: Attempt, sight: Sight) -> bool:
+    """Whether its host's agent was heard when half of the worker's time was over; the last beats of both lie closer."""
+    member = f"{Role.AGENT}:{attempt.host}"
+    beat, late_ms = sight.beats.get(member), sight.deadlines.get(member)
+    worker_late_ms = sight.deadlines.get(f"{Role.WORKER}:{attempt.slot}")
+    if beat is None or late_ms is None or worker_late_ms is None:
+        return False
+    return beat.at_ms > worker_late_ms - (late_ms - beat.at_ms) / 2
 
 
 def judge(facts: Facts) -> Loss | None:
@@ -102,8 +114,11 @@ def judge(facts: Facts) -> Loss | None:
         return _loss(facts, "worker gone", "its worker went away") if gone else None
     silent_ms = facts.now_ms - facts.deadline_ms
     if silent_ms > facts.margin_ms:
-        what = f"its host fell silent: no beat for {silent_ms / 1000:.1f} s past the limit"
-        return _loss(facts, "silent host", what, silent_ms)
+        late = f"no beat for {silent_ms / 1000:.1f} s past the limit"
+        if facts.agent_heard:
+            what = f"its worker stands still or is cut off, while its host is heard: {late}"
+            return _loss(facts, "worker silent", what, silent_ms)
+        return _loss(facts, "silent host", f"its host fell silent: {late}", silent_ms)
     if facts.state is AttemptState.ASSIGNED:
         unclaimed = facts.now_ms - facts.assigned_at_ms > facts.claim_ms and facts.beat_job is None
         return _loss(facts, "never claimed", "its worker never claimed it") if unclaimed else None
@@ -119,7 +134,7 @@ def judge(facts: Facts) -> Loss | None:
 
 def _loss(facts: Facts, rule: str, detail: str, silent_ms: int | None = None) -> Loss:
     outcome = Outcome(
-        reason=Reason.LOST, detail=detail, seen_by=Role.SUPERVISOR.value, noticed_after_ms=silent_ms or None
+        reason=Reason.LOST, detail=detail, seen_by=Role.SUPERVISOR.value, noticed_after_ms=silent_ms or None, rule=rule
     )
     known = {name: value for name, value in asdict(facts).items() if value is not None}
     return Loss(rule=rule, outcome=outcome, inputs=known)

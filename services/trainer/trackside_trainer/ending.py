@@ -38,6 +38,11 @@ _OBEYED: Final = {
     Reason.STALLED: "it made no progress",
     Reason.FENCED: "a newer attempt owns the job",
 }
+_LEFT: Final = {
+    Reason.PREEMPTED: "asked to make room",
+    Reason.PAUSED: "asked to pause",
+    Reason.CANCELLED: "asked to stop",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,8 +73,10 @@ def judge(end: Mapping[str, Any] | None, seen: Exit, **facts: Any) -> Outcome:
     reason, detail = _reason(end, seen)
     if seen.lost_gpu is not None and reason in _OF_A_LOST_GPU:
         reason, detail = Reason.GPU_LOST, f"the driver does not show its GPU {seen.lost_gpu} any more; {detail}"
+    stranger = reason is Reason.PREEMPTED and seen.asked is None and seen.status is not None
     if reason in (Reason.PREEMPTED, Reason.PAUSED) and facts.get("first_step") is None:
-        detail = "stopped before its first step: the next attempt starts over"
+        by = " by somebody other than Trackside (SIGTERM)" if stranger else ""
+        detail = f"stopped{by} before its first step: the next attempt starts over"
     return Outcome(
         reason=reason,
         detail=detail,
@@ -77,6 +84,7 @@ def judge(end: Mapping[str, Any] | None, seen: Exit, **facts: Any) -> Outcome:
         signal=seen.signal_name,
         failure=_failure(end) if end is not None and reason not in (*_STOPS, Reason.SUCCEEDED) else None,
         bad_step=_whole(end.get("bad_step")) if end is not None and reason is Reason.DIVERGED else None,
+        stranger=stranger,
         **facts,
     )
 
@@ -84,8 +92,9 @@ def judge(end: Mapping[str, Any] | None, seen: Exit, **facts: Any) -> Outcome:
 def _reason(end: Mapping[str, Any] | None, seen: Exit) -> tuple[Reason, str]:
     told = _TOLD.get(str(end.get("outcome"))) if end is not None else None
     if told is Reason.SUCCEEDED and seen.status in (0, None):
-        return told, "finished"
-    if seen.asked is Reason.CANCELLED or (seen.asked is not None and (told is None or told in _STOPS)):
+        return _well(end or {}, seen)
+    left = told is Reason.USER_ERROR and (failure := _failure(end or {})) is not None and failure.type == "SystemExit"
+    if seen.asked is Reason.CANCELLED or (seen.asked is not None and (told is None or told in _STOPS or left)):
         return _asked(seen.asked, seen, told)
     if told is Reason.PREEMPTED and seen.status is not None:
         return told, "somebody other than Trackside asked it to stop (SIGTERM), and it did at a step boundary"
@@ -97,6 +106,14 @@ def _reason(end: Mapping[str, Any] | None, seen: Exit) -> tuple[Reason, str]:
             f"finished, and then ended with {_status(seen)}",
         )
     return _silent(seen)
+
+
+def _well(end: Mapping[str, Any], seen: Exit) -> tuple[Reason, str]:
+    """A program that ended well has finished, but for one with a handler of its own that left because it was asked."""
+    if seen.asked is None or end.get("early") is not True:
+        return Reason.SUCCEEDED, "finished"
+    why = seen.why or _LEFT.get(seen.asked) or _OBEYED[seen.asked]
+    return seen.asked, f"{why}; it ended by itself, before its end as far as is known"
 
 
 def _asked(asked: Reason, seen: Exit, told: Reason | None) -> tuple[Reason, str]:
@@ -115,6 +132,8 @@ def _told_detail(told: Reason, end: Mapping[str, Any]) -> str:
     if failure is None:
         return f"ended with {told.value}"
     first_line = (failure.message or "").strip().splitlines()[:1]
+    if first_line and told is Reason.INVALID_JOB:  # our own words
+        return first_line[0]
     return f"{failure.type}: {first_line[0][:300]}" if first_line else str(failure.type)
 
 
