@@ -1,0 +1,79 @@
+"""What a rule is, and what the oracle says: the promises that were broken, and those that nothing was seen of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from trackside.oracle.history import History, JobHistory
+
+INVARIANTS: Final = tuple(f"I{number}" for number in range(1, 20))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Violation:
+    """A broken promise: which, of which job, and the facts."""
+
+    invariant: str
+    job: str | None
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.invariant} {self.job or ''}: {self.what}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobRule:
+    """A rule about one job at a time. `sees`: whether there is anything that it could find broken."""
+
+    invariant: str
+    name: str
+    sees: Callable[[JobHistory, History], bool]
+    broken: Callable[[JobHistory, History], Iterator[str]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SystemRule:
+    """A rule about the whole system."""
+
+    invariant: str
+    name: str
+    sees: Callable[[History], bool]
+    broken: Callable[[History], Iterator[str]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """The oracle's word on a history. A rule is named by its invariant and its own name."""
+
+    violations: tuple[Violation, ...]
+    judged: tuple[str, ...]
+    not_judged: tuple[str, ...]  # nothing was seen that these could find broken
+
+    @property
+    def held(self) -> bool:
+        return not self.violations
+
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """The invariants of which no rule at all had anything to judge."""
+        seen = {name.split()[0] for name in self.judged}
+        return tuple(invariant for invariant in INVARIANTS if invariant not in seen)
+
+
+def together(verdicts: list[Verdict]) -> Verdict:
+    """What several verdicts say as one: a rule was judged if it was in any of them."""
+    judged = {name for each in verdicts for name in each.judged}
+    rest = {name for each in verdicts for name in each.not_judged} - judged
+    return Verdict(
+        violations=tuple(violation for each in verdicts for violation in each.violations),
+        judged=tuple(sorted(judged, key=order)),
+        not_judged=tuple(sorted(rest, key=order)),
+    )
+
+
+def order(name: str) -> tuple[int, str]:
+    """Sorts rules by their invariant's number."""
+    invariant, _, rest = name.partition(" ")
+    return int(invariant[1:]), rest
