@@ -6,13 +6,18 @@ import random
 import secrets
 import shutil
 import tempfile
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from trackside.cli import parse
 from trackside.cli.render import say
-from trackside.errors import ConfigurationError, InvalidJob
+from trackside.cli.services import Slots
+from trackside.errors import ConfigurationError, InvalidJob, TracksideError
+from trackside.slotgrammar import parse_slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +50,11 @@ def drill(
         Path | None, typer.Option("--job", metavar="SPEC", help="JSON instead: {script, args, options of submit}.")
     ] = None,
     faults: Annotated[str, typer.Option(metavar="quick|all|F01,F02", help="Which faults.")] = "quick",
+    slots: Slots = "auto",
     seed: Annotated[int | None, typer.Option(help="Of the chance moments; default: a new one, printed.")] = None,
+    limit: Annotated[
+        str, typer.Option(metavar="TIME", help="For the undisturbed runs, as 90s or 10m.", show_default=True)
+    ] = "5m",
     json: Annotated[Path | None, typer.Option("--json", help="Write the results here too.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave its home for looking around.")] = False,
 ) -> None:
@@ -56,24 +65,65 @@ def drill(
     Exit code 0 if every promise held, 1 if any was broken.
     """
     script, argv, options = _program(words, job)
-    chosen = _chosen(faults)
-    seed = secrets.randbelow(2**31) if seed is None else seed
+    parse_slots(slots)
+    if json is not None and not json.absolute().parent.is_dir():
+        raise ConfigurationError(f"--json {json}: there is no such folder; make it first")
+    plan = _Plan(
+        faults=_chosen(faults),
+        seed=secrets.randbelow(2**31) if seed is None else seed,
+        slots=slots,
+        limit_s=parse.duration_s(limit, "--limit"),
+    )
     from rich.console import Console
 
     console = Console(highlight=False)
     home = Path(tempfile.mkdtemp(prefix="trackside-drill-"))
-    held = False
+    report = Report(seed=plan.seed, command=[str(script), *argv])
+    began_s = time.monotonic()
     try:
-        report = _run(console, home, chosen, seed, lambda system: system.submit(script, *argv, options=options))
-        held = all(result.held for result in report)
+        _run(console, home, plan, lambda system: system.submit(script, *argv, options=options), report)
+        report.over = True
+    except (TracksideError, KeyboardInterrupt) as error:
+        report.error = error.message if isinstance(error, TracksideError) else "interrupted"
+        raise
     finally:
-        if held and not keep:
+        report.seconds = round(time.monotonic() - began_s, 1)
+        if report.held and not keep:
             shutil.rmtree(home, ignore_errors=True)
         else:
             console.print(f"[dim]the drill's home is kept: {home}[/dim]")
-    if json is not None:
-        _write_json(json, report, seed, [str(script), *argv])
-    raise typer.Exit(0 if held else EXIT_BROKEN)
+        if json is not None:
+            _write_json(json, report)
+    console.print(f"Took {report.seconds:.0f} s")
+    raise typer.Exit(0 if report.held else EXIT_BROKEN)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Plan:
+    """What is asked for."""
+
+    faults: list[Fault]
+    seed: int
+    slots: str
+    limit_s: float
+
+
+@dataclass(kw_only=True, slots=True)
+class Report:
+    """What came of it, so far."""
+
+    seed: int
+    command: list[str]
+    results: list[Result] = field(default_factory=list)
+    base: Baseline | None = None
+    seconds: float = 0.0
+    error: str | None = None  # why it could not go on
+    over: bool = False
+
+    @property
+    def held(self) -> bool:
+        """Whether every fault was done, and nothing speaks against any."""
+        return self.over and all(result.held for result in self.results)
 
 
 def _program(words: list[str] | None, job: Path | None) -> tuple[Path, tuple[str, ...], tuple[str, ...]]:
@@ -115,33 +165,31 @@ def _chosen(text: str) -> list[Fault]:
     return [known[word] for word in ids]
 
 
-def _run(
-    console: Console, home: Path, chosen: list[Fault], seed: int, submit: Callable[[Throwaway], str]
-) -> list[Result]:
+def _run(console: Console, home: Path, plan: _Plan, submit: Callable[[Throwaway], str], report: Report) -> None:
     from trackside.cli.rehearse import baseline, rehearse
     from trackside.cli.throwaway import QUICK, throwaway
 
-    console.print(f"Seed {seed}; {len(chosen)} faults")
-    results = []
-    with throwaway(home, slots="cpu:2", settings=QUICK) as system:
+    with throwaway(home, slots=plan.slots, settings=QUICK) as system:
+        slots = ", ".join(sorted(slot.id for slot in system.store.slots()))
+        console.print(f"Seed {plan.seed}; {len(plan.faults)} faults; slots: {slots}")
         with console.status("The undisturbed runs …"):
-            base = baseline(system, lambda: submit(system))
+            report.base = base = baseline(system, lambda: submit(system), plan.limit_s)
         _tell_baseline(console, base)
-        for fault in chosen:
-            rng = random.Random(f"{seed} {fault.id}")
+        for fault in plan.faults:
+            rng = random.Random(f"{plan.seed} {fault.id}")
             with console.status(f"{fault.id} {fault.name} …"):
                 result = rehearse(system, fault, lambda: submit(system), base, rng)
-            results.append(result)
+            report.results.append(result)
             console.print(f"  {fault.id:<5} {fault.name:<36} {verdict(result)}")
             for line in told(result):
-                console.print(f"        {line}", style="yellow", markup=False)
-    console.print(table(results))
-    return results
+                console.print(f"        {line}", style="dim" if result.not_applicable else "yellow", markup=False)
+    console.print(table(report.results))
 
 
 def _tell_baseline(console: Console, base: Baseline) -> None:
     every = "no checkpoint" if base.interval is None else f"a checkpoint every {base.interval} steps"
-    console.print(f"Undisturbed: {base.last_step} steps, {every}, {base.seconds:.1f} s")
+    hang = f"; no step for {base.hang_s:.1f} s is a hang" if base.last_step else ""
+    console.print(f"Undisturbed: {base.last_step} steps, {every}, {base.seconds:.1f} s{hang}")
     if base.last_step == 0:
         say("trackside: the script counts no steps by run.steps(), so faults strike by the clock, and redo is unknown")
     if base.differing:
@@ -152,14 +200,16 @@ def verdict(result: Result) -> str:
     """One coloured word."""
     if result.error is not None:
         return "[bold red]not judged[/]"
+    if result.not_applicable is not None:
+        return "[dim]n/a[/]"
     if result.violations:
         return f"[bold red]broken: {', '.join(sorted({v.invariant for v in result.violations}))}[/]"
     return "[green]held[/]"
 
 
 def told(result: Result) -> list[str]:
-    """What went wrong, a line each."""
-    lines = [] if result.error is None else [result.error]
+    """What went wrong, or why nothing was done, a line each."""
+    lines = [line for line in (result.error, result.not_applicable) if line is not None]
     return lines + [str(violation) for violation in result.violations]
 
 
@@ -187,10 +237,21 @@ def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f} s"
 
 
-def _write_json(path: Path, results: list[Result], seed: int, command: list[str]) -> None:
+def _write_json(path: Path, report: Report) -> None:
     import orjson
 
-    document = {"seed": seed, "command": command, "faults": [as_json(result) for result in results]}
+    base = report.base
+    undisturbed = None
+    if base is not None:
+        undisturbed = {
+            "steps": base.last_step, "interval": base.interval, "seconds": round(base.seconds, 2),
+            "hang_s": round(base.hang_s, 2), "differing": list(base.differing),
+        }  # fmt: skip
+    document = {
+        "seed": report.seed, "command": report.command, "held": report.held, "error": report.error,
+        "seconds": report.seconds, "undisturbed": undisturbed,
+        "faults": [as_json(result) for result in report.results],
+    }  # fmt: skip
     path.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n")
 
 
@@ -206,5 +267,6 @@ def as_json(result: Result) -> dict[str, Any]:
     return {
         "fault": result.fault.id, "name": result.fault.name, "job": result.job, "attempts": result.attempts,
         "reasons": list(result.reasons), **costs, "held": result.held, "error": result.error,
+        "not_applicable": result.not_applicable,
         "violations": [str(violation) for violation in result.violations], "seconds": result.seconds,
     }  # fmt: skip

@@ -12,19 +12,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from trackside import witness
-from trackside.cli.throwaway import Throwaway, now_ms
-from trackside.errors import IllegalTransition, ServerError
-from trackside.models import Beat, JobState, Reason, Role
-from trackside.oracle import Sample
+from trackside.cli import distress
+from trackside.cli.scene import Harm, Scene, frozen, signal_all
+from trackside.cli.throwaway import now_ms
+from trackside.errors import IllegalTransition
+from trackside.models import AttemptState, JobState, Reason, Role
 from trackside.processes import alive, descendants, start_time
 from trackside.testing import wait_until
+
+__all__ = ["FAULTS", "Fault", "Harm", "Need", "Scene", "frozen", "signal_all"]
 
 SUCCEEDED: Final = frozenset({JobState.SUCCEEDED})
 _DIED: Final = frozenset({Reason.KILLED})
@@ -33,31 +36,13 @@ _STOPPED: Final = frozenset({Reason.PREEMPTED, Reason.KILLED})
 _ZOMBIE_LIMIT_S: Final = 8.0
 
 
-@dataclass(kw_only=True, slots=True)
-class Harm:
-    """What was done: when it began, and what was seen on the way."""
+class Need(StrEnum):
+    """What a fault can only be shown on."""
 
-    at_ms: int
-    samples: list[Sample] = field(default_factory=list)
-    damaged: set[str] = field(default_factory=set)  # checkpoints that were spoiled
-    broken: list[str] = field(default_factory=list)  # promises that were seen broken on the spot
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scene:
-    """What a fault is done to; processes that it starts end with `stack`."""
-
-    system: Throwaway
-    job: str
-    rng: random.Random
-    stack: ExitStack
-
-    def worker(self) -> Beat:
-        """The worker of the job's attempt; its process is known."""
-        beat = self.system.worker_of(self.job)
-        if beat is None or beat.attempt_pid is None:
-            raise ServerError(f"{self.job} does not run any more: the fault came too late, give the script more steps")
-        return beat
+    STEPS = "steps"  # counted by run.steps
+    CHECKPOINTS = "checkpoints"  # several
+    LARGE_CHECKPOINTS = "large checkpoints"  # larger than whatever else the script writes
+    SLOTS = "two slots"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +57,8 @@ class Fault:
     reasons: tuple[frozenset[Reason], ...] = ()  # of the first attempts
     states: frozenset[JobState] = SUCCEEDED
     intervals: int = 1  # checkpoint intervals that may be redone
+    needs: frozenset[Need] = frozenset()  # it is not applicable to a script that has them not
+    hangs: bool = False  # the run gets a limit of silence as short as its own pace allows
 
 
 def kill_training(scene: Scene) -> Harm:
@@ -121,18 +108,21 @@ def freeze_host(scene: Scene) -> Harm:
     system, beat = scene.system, scene.worker()
     tree = [beat.pid, *descendants(beat.pid)]
     started = start_time(beat.attempt_pid or 0)
+    number = beat.attempt or 0
     harm = Harm(at_ms=now_ms())
     with frozen([system.beat(Role.AGENT).pid, *tree]):
-        wait_until(lambda: system.job(scene.job).attempt > (beat.attempt or 0), 30.0, "no other attempt was opened")
-        wait_until(lambda: _entries(scene).get((beat.attempt or 0) + 1, 0) > 1, 30.0, "the other attempt logs nothing")
-        harm.samples.append(_look(scene))
+        wait_until(lambda: system.job(scene.job).attempt > number, 30.0, "no other attempt was opened")
+        wait_until(lambda: _works(scene, number + 1), scene.patience_s, "the other attempt logs nothing")
+        harm.samples.append(scene.look())
     woken_s = time.monotonic()
     while alive(beat.attempt_pid, started):
         if time.monotonic() - woken_s > _ZOMBIE_LIMIT_S:
-            harm.broken.append(f"the overtaken attempt still runs {_ZOMBIE_LIMIT_S:g} s after it woke")
+            harm.broken.append(
+                scene.breaks("I3", f"the overtaken attempt still runs {_ZOMBIE_LIMIT_S:g} s after it woke")
+            )
             break
         time.sleep(0.02)
-    harm.samples.append(_look(scene))
+    harm.samples.append(scene.look())
     return harm
 
 
@@ -206,7 +196,9 @@ def freeze_everything(scene: Scene) -> Harm:
 def damage_checkpoint(scene: Scene) -> Harm:
     """One byte of the newest accepted checkpoint turns over, and the training dies."""
     system = scene.system
-    wait_until(lambda: len(system.job(scene.job).checkpoints) > 1, 30.0, "no second checkpoint was accepted")
+    wait_until(
+        lambda: len(system.job(scene.job).checkpoints) > 1, scene.patience_s, "no second checkpoint was accepted"
+    )
     pid = scene.worker().attempt_pid or 0
     with frozen([pid]):
         folder = system.home / "jobs" / scene.job / "checkpoints"
@@ -244,12 +236,13 @@ def cancel_twice(scene: Scene) -> Harm:
 def pause_and_resume(scene: Scene) -> Harm:
     harm = Harm(at_ms=now_ms())
     scene.system.ask(lambda: scene.system.store.pause(scene.job))
-    scene.system.reaches(scene.job, JobState.PAUSED)
+    scene.system.reaches(scene.job, JobState.PAUSED, scene.patience_s)
     scene.system.ask(lambda: scene.system.store.resume(scene.job))
     return harm
 
 
 CANCELLED: Final = frozenset({JobState.CANCELLED})
+_SAVES: Final = frozenset({Need.CHECKPOINTS})
 FAULTS: Final[tuple[Fault, ...]] = (
     Fault(id="F01", name="training killed", inject=kill_training, quick=True, reasons=(_DIED,)),
     Fault(id="F02", name="worker killed", inject=kill_worker, quick=True, reasons=(_DIED,)),
@@ -263,9 +256,25 @@ FAULTS: Final[tuple[Fault, ...]] = (
         attempts_max=3,  # one may be given to a dead worker whose beat still stands, and be lost before it began
     ),
     Fault(id="F04", name="training frozen, then goes on", inject=freeze_training, quick=True, attempts_max=1),
-    Fault(id="F05", name="overtaken attempt wakes up", inject=freeze_host, quick=True, reasons=(_GONE,)),
-    Fault(id="F13", name="orderly stop of the trainer", inject=stop_trainer, reasons=(_STOPPED,)),
-    Fault(id="F14", name="storm of stop signals", inject=storm_of_signals, reasons=(_STOPPED,)),
+    Fault(
+        id="F05",
+        name="overtaken attempt wakes up",
+        inject=freeze_host,
+        quick=True,
+        reasons=(_GONE,),
+        needs=frozenset({Need.SLOTS}),
+    ),
+    Fault(
+        id="F08a",
+        name="training stopped for good, a hang",
+        inject=distress.hang,
+        quick=True,
+        reasons=(frozenset({Reason.STALLED}),),
+        needs=frozenset({Need.STEPS}),
+        hangs=True,
+    ),
+    Fault(id="F13", name="orderly stop of the trainer", inject=stop_trainer, reasons=(_STOPPED,), needs=_SAVES),
+    Fault(id="F14", name="storm of stop signals", inject=storm_of_signals, reasons=(_STOPPED,), needs=_SAVES),
     Fault(id="F16", name="supervisor killed", inject=kill_supervisor, quick=True, attempts_max=1),
     Fault(id="F16a", name="supervisor killed, then training", inject=kill_supervisor_then_training, reasons=(_DIED,)),
     Fault(id="F17", name="training killed under two supervisors", inject=two_supervisors, reasons=(_DIED,)),
@@ -273,31 +282,35 @@ FAULTS: Final[tuple[Fault, ...]] = (
     Fault(id="F20", name="server killed", inject=kill_server, quick=True, attempts_max=1),
     Fault(id="F22", name="server dead past every limit", inject=server_away, attempts_max=1),
     Fault(id="F26", name="server frozen for 3 s", inject=freeze_server, quick=True, attempts_max=1),
-    Fault(id="F38", name="newest checkpoint damaged", inject=damage_checkpoint, reasons=(_DIED,), intervals=2),
+    Fault(
+        id="F37a",
+        name="disk full at a checkpoint",
+        inject=distress.fill_disk,
+        quick=True,
+        attempts_max=1,
+        needs=frozenset({Need.CHECKPOINTS, Need.LARGE_CHECKPOINTS}),
+    ),
+    Fault(
+        id="F38",
+        name="newest checkpoint damaged",
+        inject=damage_checkpoint,
+        reasons=(_DIED,),
+        intervals=2,
+        needs=_SAVES,
+    ),
     Fault(id="F51", name="everything frozen, as by a lid", inject=freeze_everything, quick=True, attempts_max=1),
     Fault(
         id="F59", name="cancelled while it dies", inject=cancel_and_kill, quick=True, attempts_max=1, states=CANCELLED
     ),
     Fault(id="C1", name="cancelled twice", inject=cancel_twice, attempts_max=1, states=CANCELLED),
-    Fault(id="C2", name="paused and resumed", inject=pause_and_resume, reasons=(frozenset({Reason.PAUSED}),)),
+    Fault(
+        id="C2",
+        name="paused and resumed",
+        inject=pause_and_resume,
+        reasons=(frozenset({Reason.PAUSED}),),
+        needs=_SAVES,
+    ),
 )
-
-
-@contextmanager
-def frozen(pids: list[int]) -> Iterator[None]:
-    """Processes sleep until the block ends."""
-    signal_all(pids, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        signal_all(pids, signal.SIGCONT)
-
-
-def signal_all(pids: list[int], number: signal.Signals) -> None:
-    """Send a signal to each process that is still there."""
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
 
 
 def second_supervisor(scene: Scene) -> None:
@@ -341,15 +354,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _entries(scene: Scene) -> dict[int, int]:
-    """How many entries of its metrics stream each attempt has."""
-    counts: dict[int, int] = {}
-    for entry in witness.entries(scene.system.client, scene.job):
-        counts[entry.attempt] = counts.get(entry.attempt, 0) + 1
-    return counts
-
-
-def _look(scene: Scene) -> Sample:
-    job = scene.system.job(scene.job)
-    live = frozenset() if job.state.terminal else frozenset({scene.job})
-    return Sample(at_ms=now_ms(), states={scene.job: job.state}, live=live, entries={scene.job: _entries(scene)})
+def _works(scene: Scene, number: int) -> bool:
+    """Whether the attempt logs, or at least runs where the one before it has logged nothing."""
+    entries = scene.entries()
+    if entries.get(number, 0) > 1:
+        return True
+    silent = entries.get(number - 1, 0) <= 1
+    return silent and scene.system.store.attempt(scene.job, number).state is AttemptState.RUNNING

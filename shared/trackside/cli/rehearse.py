@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from trackside import oracle, witness
-from trackside.cli.faults import Fault, Harm, Scene
+from trackside.cli import distress
+from trackside.cli.faults import Fault, Harm, Need, Scene
 from trackside.cli.services import entry
 from trackside.cli.throwaway import Throwaway
 from trackside.errors import ServerError, TracksideError
-from trackside.models import Beat, EventKind, JobState, Role
+from trackside.ids import new_job_id
+from trackside.models import Beat, EventKind, Job, JobState, Role
 from trackside.oracle import Cost, Expected, JobHistory, Rules, Value, Violation
 from trackside.processes import look
 from trackside.testing import wait_until
@@ -23,6 +25,11 @@ from trackside.testing import wait_until
 _ORPHAN_LIMIT_S: Final = 2.0
 _HEAL_LIMIT_S: Final = 60.0
 _RUN_FACTOR: Final = 4.0  # times the undisturbed run, and a minute, until a disturbed one must have ended
+_SAVES_MIN: Final = 3  # so that after a fault in the first half one is due, and another follows
+_HANG_FLOOR_S: Final = 3.0  # a busy machine halts a healthy process for a second
+_HANG_STEPS: Final = 20.0
+_HANG_SILENCES: Final = 3.0
+_TWO: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +42,24 @@ class Baseline:
     interval: int | None  # steps between accepted checkpoints at most, the one before the first included
     last_step: int
     seconds: float
+    job: Job  # one of the runs
+    hang_s: float  # no step for so long is a hang of this script
+    checkpoint_bytes: int = 0  # the largest file of its newest checkpoint
+    own_bytes: int = 0  # the largest file that it writes otherwise
+    saves: int = 0
+
+    def lacks(self, need: Need, slots: int) -> str | None:
+        """Why the script, on so many slots, cannot show what a fault needs; None: it can."""
+        match need:
+            case Need.STEPS if self.last_step == 0:
+                return "it counts no steps"
+            case Need.CHECKPOINTS if self.saves < _SAVES_MIN:
+                return f"{self.saves} checkpoints, {_SAVES_MIN} are needed" if self.saves else "it saves no checkpoint"
+            case Need.LARGE_CHECKPOINTS if distress.room_bytes(self.checkpoint_bytes) <= self.own_bytes:
+                return "its checkpoints are not the largest files that it writes"
+            case Need.SLOTS if slots < _TWO:
+                return "it needs two slots"
+        return None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,26 +73,34 @@ class Result:
     cost: Cost | None = None
     violations: tuple[Violation, ...] = ()
     error: str | None = None  # why it could not be judged
+    not_applicable: str | None = None  # why it cannot be shown on this script; nothing was done
     seconds: float = 0.0
 
     @property
     def held(self) -> bool:
+        """Whether nothing speaks against it."""
         return self.error is None and not self.violations
 
 
 def baseline(system: Throwaway, submit: Callable[[], str], limit_s: float = 300.0) -> Baseline:
     """Run the script twice without any harm, at the same time; raises ServerError if that alone does not work."""
-    began_s = time.monotonic()
+    deadline_s = time.monotonic() + limit_s
     job_ids = [submit(), submit()]
     for job_id in job_ids:
-        job = system.ended(job_id, limit_s)
+        try:
+            job = system.ended(job_id, max(0.0, deadline_s - time.monotonic()))
+        except AssertionError as error:
+            said = f"the undisturbed runs did not end within {limit_s:g} s: give fewer steps, or a longer --limit"
+            raise ServerError(said) from error
         if job.state is not JobState.SUCCEEDED or job.attempt != 1:
-            raise ServerError(f"the undisturbed run ended {job.state} after {job.attempt} attempts: {job.detail}")
-    seconds = time.monotonic() - began_s
+            raise ServerError(
+                f"the undisturbed run ended {job.state} after {job.attempt} attempts ({job.detail}): mend the script "
+                "first; its output is in the drill's home, under jobs"
+            )
     history = witness.read(system.store, job_ids, home=system.home, rules=rules(system))
     violations = oracle.check(history)
     if violations:
-        raise ServerError(f"the undisturbed run breaks a promise already: {violations[0]}")
+        raise ServerError(f"the undisturbed run breaks a promise already ({violations[0]}): look into the drill's home")
     one, other = history.jobs
     differing: list[str] = []
     return Baseline(
@@ -75,8 +108,13 @@ def baseline(system: Throwaway, submit: Callable[[], str], limit_s: float = 300.
         summary=_alike(oracle.summary(one), oracle.summary(other), differing),
         differing=tuple(differing),
         interval=_interval(one),
-        last_step=max((a.outcome.last_step or 0 for a in one.attempts if a.outcome), default=0),
-        seconds=seconds,
+        last_step=_last_step(one),
+        seconds=max(_seconds(each) for each in history.jobs),
+        job=one.job,
+        hang_s=max(hang_s(each) for each in history.jobs),
+        checkpoint_bytes=distress.newest_checkpoint_bytes(system.home, one.job.id),
+        own_bytes=distress.own_bytes(system.home, one.job.id, one.attempts[0].started_at_ms or 0),
+        saves=sum(event.kind is EventKind.CHECKPOINT for event in one.events),
     )
 
 
@@ -86,16 +124,45 @@ def rehearse(system: Throwaway, fault: Fault, submit: Callable[[], str], base: B
     job_id = ""
     try:
         healed(system)
-        job_id = submit()
+        lacking = [why for need in fault.needs if (why := base.lacks(need, len(system.ask(system.store.slots))))]
+        if lacking:
+            return Result(fault=fault, job="", not_applicable=min(lacking))
+        job_id = _submit_impatient(system, base) if fault.hangs else submit()
         await_moment(system, job_id, base, rng)
+        patience_s = 60.0 + _RUN_FACTOR * base.seconds + base.hang_s
         with ExitStack() as stack:
-            harm = fault.inject(Scene(system=system, job=job_id, rng=rng, stack=stack))
-            system.ended(job_id, 60.0 + _RUN_FACTOR * base.seconds)
+            harm = fault.inject(Scene(system=system, job=job_id, rng=rng, stack=stack, patience_s=patience_s))
+            system.ended(job_id, patience_s)
         result = judge(system, fault, job_id, harm, base)
     except (TracksideError, AssertionError, LookupError, OSError) as error:
         result = Result(fault=fault, job=job_id, error=f"{type(error).__name__}: {error}")
         give_up(system, job_id)
     return replace(result, seconds=round(time.monotonic() - began_s, 2))
+
+
+def hang_s(each: JobHistory) -> float:
+    """How long this script may go without a step before it hangs, by its own pace in an undisturbed run.
+
+    Twenty of its slowest logged steps, three of its longest silences, and a floor. A script that logs rarely shows a
+    longer silence than it has, so its limit is long and never too short.
+    """
+    points = sorted(
+        (step, at_ms / 1000)
+        for entry in each.entries
+        if entry.batch is not None
+        for step, at_ms in zip(entry.batch.steps, entry.batch.at_ms, strict=False)
+    )
+    gaps = [(to - since, step - before) for (before, since), (step, to) in itertools.pairwise(points) if step > before]
+    if not gaps:
+        gaps = [(_seconds(each), max(1, _last_step(each)))]
+    slowest_s = max(gap_s / steps for gap_s, steps in gaps)
+    return max(_HANG_FLOOR_S, _HANG_STEPS * slowest_s, _HANG_SILENCES * max(gap_s for gap_s, _ in gaps))
+
+
+def _submit_impatient(system: Throwaway, base: Baseline) -> str:
+    """The same job again, but for how long a silence is borne."""
+    spec = replace(base.job.spec, stall_limit_s=round(base.hang_s, 3))
+    return system.ask(lambda: system.store.submit(new_job_id(base.job.name), base.job.name, spec)).id
 
 
 def await_moment(system: Throwaway, job_id: str, base: Baseline, rng: random.Random) -> None:
@@ -129,7 +196,7 @@ def judge(system: Throwaway, fault: Fault, job_id: str, harm: Harm, base: Baseli
         )
     )  # fmt: skip
     violations = oracle.check(history)
-    violations += [Violation(invariant="I3", job=job_id, what=what) for what in harm.broken]
+    violations += harm.broken
     each = history.jobs[0]
     return Result(
         fault=fault,
@@ -196,6 +263,16 @@ def _alike(one: dict[str, Any], other: dict[str, Any], differing: list[str]) -> 
     alike = {name: one[name] for name in names if name in one and name in other and oracle.same(one[name], other[name])}
     differing += [name for name in names if name not in alike]
     return alike
+
+
+def _last_step(each: JobHistory) -> int:
+    return max((attempt.outcome.last_step or 0 for attempt in each.attempts if attempt.outcome), default=0)
+
+
+def _seconds(each: JobHistory) -> float:
+    """How long an undisturbed job was with its worker."""
+    (attempt,) = each.attempts
+    return ((attempt.ended_at_ms or 0) - (attempt.assigned_at_ms or 0)) / 1000
 
 
 def _interval(each: JobHistory) -> int | None:
