@@ -55,7 +55,7 @@ compose-test: $(DEV_STAMP)
 
 chaos: $(DEV_STAMP)
 	@mkdir -p build
-	TRACKSIDE_CHAOS_JSON=build/chaos.json $(BIN)/pytest tests/chaos $$(PYTHONPATH=tests $(BIN)/python -m chaos.faults) $(PYTEST_ARGS)
+	TRACKSIDE_CHAOS_JSON=build/chaos.json TRACKSIDE_KILL_ROUNDS=200 $(BIN)/pytest tests/chaos $$(PYTHONPATH=tests $(BIN)/python -m chaos.faults) $(PYTEST_ARGS)
 
 soak: $(DEV_STAMP)
 	@mkdir -p build
