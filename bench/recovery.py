@@ -93,13 +93,17 @@ def kill_worker(system: System, job_id: str) -> Trial:
 def kill_service(role: Role) -> Callable[[System, str], Trial]:
     def kill(system: System, job_id: str) -> Trial:
         system.stepping(job_id, 70)
-        beat = system.beat(role)
-        assert beat is not None
+
+        def serving() -> list[Beat]:
+            """The newest first: the beat of one that was killed before stays for its time to live."""
+            found = [beat for beat in _beats(system) if beat.role is role and beat.leader is not False]
+            return sorted(found, key=lambda beat: beat.started_at_ms, reverse=True)
+
+        beat = serving()[0]
         killed_ms = system.kill(beat.pid)
 
         def successor() -> list[Beat]:
-            found = [other for other in _beats(system) if other.role is role]
-            return [other for other in found if other.pid != beat.pid and other.leader is not False]
+            return [other for other in serving() if other.started_at_ms > beat.started_at_ms]
 
         came = wait_until(successor, 60.0, f"no new {role}")[0]
         noticed_s, serving_s = (began_ms(came.pid) - killed_ms) / 1000, (came.at_ms - killed_ms) / 1000
@@ -215,7 +219,8 @@ def main() -> None:
         path.parent.mkdir()
         path.write_text(text)
     settings = {"host": "alpha", "data": str(home / "data"), "stall_limit_s": str(STALL_LIMIT_S)}
-    settings["restart_intensity"] = "1000"  # a worker that is killed in each trial is none that keeps dying
+    # What is killed in each trial is none that keeps dying, or it would be started later and later.
+    settings |= {"restart_intensity": "1000", "restart_period_s": "1"}
     rows: list[dict[str, object]] = []
     print(HEADER)
     with running_system(home / "home", "--slots", "cpu:1", "--no-dashboard", **settings) as system:

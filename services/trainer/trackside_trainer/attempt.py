@@ -33,6 +33,7 @@ from trackside_trainer.earlier import EarlierCurves
 from trackside_trainer.ending import CRASHES, Exit, judge
 from trackside_trainer.gpugate import LastLook
 from trackside_trainer.patience import Patience
+from trackside_trainer.preparation import Preparation
 from trackside_trainer.shipping import JournalTail, OutputTail, end_record, ship_for
 from trackside_trainer.slotfiles import TakenAttempt, taken_path
 from trackside_trainer.watchdog import Hung, Watchdog
@@ -86,6 +87,7 @@ class AttemptRun:
         self._settings, self._store, self._slot, self._job, self._seen_by = settings, store, slot, job, seen_by
         self._folders = folders_.Folders(data=settings.data_dir, job=job.id, attempt=job.attempt)
         self._log = logs.get().bind(job=job.id, attempt=job.attempt, slot=slot.id)
+        self._preparation: Preparation | None = None
         self._page: ControlPage | None = None
         self._asked: Reason | None = None
         self._kill_at_s: float | None = None
@@ -114,17 +116,26 @@ class AttemptRun:
 
     # -- beginning -------------------------------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """Prepare and start the process; what cannot start ends at once. Raises BusUnavailable to be called again."""
+    def begin(self) -> bool:
+        """Prepare and start the process; whether that is over, else it is to be called again soon.
+
+        What cannot start ends at once. Raises BusUnavailable, NotFound or ServerBehind, to be called again too.
+        """
+        if self._preparation is not None and not self._preparation.done:
+            return False
         if self._job.state is JobState.CANCELLING:
-            self._end_unstarted(Outcome(reason=Reason.CANCELLED, detail="cancelled before it started"))
-            return
+            return self._end_unstarted(Outcome(reason=Reason.CANCELLED, detail="cancelled before it started"))
         if self._asked is not None:
-            self._end_unstarted(Outcome(reason=self._asked, detail=self._why or "stopped before it started"))
-            return
-        try:
+            return self._end_unstarted(Outcome(reason=self._asked, detail=self._why or "stopped before it started"))
+        if self._preparation is None:
             limit = self._settings.journal_max_bytes
-            context = folders_.prepare(self._folders, self._store, self._job, self._slot, journal_max_bytes=limit)
+            self._preparation = Preparation(
+                lambda: folders_.prepare(self._folders, self._store, self._job, self._slot, journal_max_bytes=limit)
+            )
+            return False
+        preparation, self._preparation = self._preparation, None
+        try:
+            context = preparation.result()
             self._page = ControlPage.create(self._folders.page)
             if self._job.checkpoints:
                 self._page.accepted = self._job.checkpoints[0].step
@@ -139,32 +150,29 @@ class AttemptRun:
             if isinstance(error, NotFound):
                 check_not_behind(self._store.job(self.job_id), self.number)
             failure = Failure(type=type(error).__name__, message=error.message)
-            self._end_unstarted(Outcome(reason=Reason.INVALID_JOB, detail=error.message, failure=failure))
-            return
+            return self._end_unstarted(Outcome(reason=Reason.INVALID_JOB, detail=error.message, failure=failure))
         except OSError as error:
             detail = f"the attempt could not be started on this host: {error}"
-            self._end_unstarted(Outcome(reason=Reason.KILLED, detail=detail, failure=Failure(message=str(error))))
-            return
+            failure = Failure(message=str(error))
+            return self._end_unstarted(Outcome(reason=Reason.KILLED, detail=detail, failure=failure))
         except (TypeError, ValueError) as error:  # a spec that was checked at its submission does not do this
             detail = f"the job's record cannot be used: {error}"
-            self._end_unstarted(Outcome(reason=Reason.INVALID_JOB, detail=detail, failure=Failure(message=str(error))))
-            return
+            failure = Failure(message=str(error))
+            return self._end_unstarted(Outcome(reason=Reason.INVALID_JOB, detail=detail, failure=failure))
         self.pid, self.pidfd = started.pid, started.pidfd
         self._started_s = time.monotonic()
-        folders = self._folders
-        # A limit that was learned may have been wrong about a long evaluation: it is not trusted twice in a row.
-        trusted = self._job.reason is not Reason.STALLED
-        self._watchdog = Watchdog(
-            self._settings, self._page, started.pid, folders.stacks, folders.output, learns=trusted
-        )
+        stacks, output = self._folders.stacks, self._folders.output
+        self._watchdog = Watchdog(self._settings, self._page, started.pid, stacks, output, self._job)
         self.taken(started.pid, started.started).write(self.taken_path)
         self._log.info("attempt_started", pid=started.pid, cold=self._job.spec.python is not None)
+        return True
 
-    def _end_unstarted(self, outcome: Outcome) -> None:
+    def _end_unstarted(self, outcome: Outcome) -> bool:
         self._log.warning("attempt_not_started", reason=outcome.reason.value, detail=outcome.detail)
         self.outcome = outcome
         self.phase = Phase.DRAINING
         self._ended_s = time.monotonic()
+        return True
 
     @property
     def asked(self) -> bool:

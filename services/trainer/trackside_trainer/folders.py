@@ -77,12 +77,13 @@ def prepare(folders: Folders, store: Store, job: Job, slot: Slot, *, journal_max
 
     Raises InvalidJob or NotFound for a snapshot that cannot be had, OSError for a disk that does not take it.
     """
+    archive = _snapshot(folders.data, store, job.spec.snapshot) if job.spec.snapshot is not None else None
     if folders.root.exists():  # a try that was cut short, or a number that a restored server gave out again
         folders.root.rename(folders.root.with_name(f"{folders.attempt}.before-{time.time_ns()}"))
     for path in (folders.work, folders.files, folders.checkpoints):
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if job.spec.snapshot is not None:
-        unpack(_snapshot(folders.data, store, job.spec.snapshot), folders.work, sha256=job.spec.snapshot)
+    if archive is not None:
+        unpack(archive, folders.work, sha256=job.spec.snapshot)
     resume = tuple(_resume_points(folders, job, slot))
     if job.spec.retry_of is not None and job.checkpoints and not resume:
         raise InvalidJob(

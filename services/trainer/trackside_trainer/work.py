@@ -29,6 +29,7 @@ from trackside_trainer.worker import STRANGE, Carried, SlotWorker
 _IDLE_WAIT_S: Final = 0.2  # of one wait for work; signals and beats are looked at in between
 _COMMAND_LIMIT_S: Final = 1.0
 _DISK_WAIT_S: Final = 1.0
+_PREPARE_LOOK_S: Final = 0.005
 # What can be wrong with an id that stands on our queue, other than the connection.
 _REFUSED: Final = (InvalidJob, NotFound, Fenced, DecodeError, ResponseError, ValueError, *STRANGE)
 
@@ -167,8 +168,9 @@ class Work:
             except (NotFound, ServerBehind) as error:  # its record and snapshot come back first
                 self._wait_for_records(run.job_id, error.message)
                 return
-            if not self._begun and self._bus.away:
-                self._pause(self._bus.wait_s())
+            if not self._begun:
+                run.tick(self._bus)
+                self._pause(self._bus.wait_s() or _PREPARE_LOOK_S)
             return
         poll = select.poll()
         if run.pidfd is not None:
@@ -201,8 +203,7 @@ class Work:
     def _begin(self, run: AttemptRun) -> bool:
         if self._stopping:
             run.stop(Reason.PREEMPTED)
-        run.begin()
-        return True
+        return run.begin()
 
     def _finish(self, run: AttemptRun) -> None:
         """Close RQ's books too; while the server is away the slot waits with it, there is no work to take anyway."""

@@ -43,7 +43,7 @@ _CONNECTION: Final = ("hello", "auth", "ping", "select", "reset", "client|setnam
 _CONNECTION_7_2: Final = ("client|setinfo",)
 
 _READ: Final = (
-    *("exists", "type", "ttl", "pttl", "get", "mget", "strlen"),
+    *("exists", "type", "ttl", "pttl", "get", "getrange", "mget", "strlen"),
     *("hget", "hmget", "hgetall", "hlen", "hexists", "hkeys", "hvals"),
     *("llen", "lrange", "lindex", "lpos", "smembers", "scard", "sismember", "smismember"),
     *("zrange", "zrangebyscore", "zrevrange", "zrevrangebyscore", "zcard", "zscore", "zmscore", "zcount"),

@@ -34,8 +34,8 @@ COMMAND_LIMIT_S: Final = 2.0  # longer than any block we ask for, shorter than a
 _AWAY: Final = (redis.ConnectionError, redis.TimeoutError, OSError)
 # Asked again at once when the connection breaks: whatever changes nothing.
 _READS: Final = frozenset({
-    *("EXISTS", "GET", "HGET", "HGETALL", "LLEN", "LRANGE", "MGET", "SMEMBERS", "TIME", "XLEN", "XRANGE", "XREAD"),
-    *("XREVRANGE", "ZCARD", "ZRANGE", "ZREVRANGE", "ZSCORE"),
+    *("EXISTS", "GET", "GETRANGE", "HGET", "HGETALL", "LLEN", "LRANGE", "MGET", "SMEMBERS", "TIME", "XLEN", "XRANGE"),
+    *("XREAD", "XREVRANGE", "ZCARD", "ZRANGE", "ZREVRANGE", "ZSCORE"),
 })  # fmt: skip
 
 
@@ -60,9 +60,9 @@ def bus_errors() -> Iterator[None]:
         ) from error
     except redis.exceptions.OutOfMemoryError as error:
         raise BusUnavailable(
-            "the server is out of memory and takes no writes; what trains goes on: raise its maxmemory, "
-            f"or remove old jobs ({_told(error)})", full="memory",
-        ) from error  # fmt: skip
+            f"the server is out of memory and takes no writes; what trains goes on: raise its maxmemory ({_told(error)})",
+            full="memory",
+        ) from error
     except (redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError) as error:
         raise BusUnavailable(f"the server takes no writes: {error}; connect to the one that does") from error
     except redis.ResponseError as error:
