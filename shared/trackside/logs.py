@@ -1,9 +1,13 @@
-"""Logging: events with fields, coloured on a terminal and JSON elsewhere."""
+"""Logging: events with fields, coloured on a terminal and JSON elsewhere.
+
+A line that the disk does not take, or whose reader is gone, is dropped: no service ends for what it cannot say.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 from typing import Any, cast
 
 import structlog
@@ -12,6 +16,27 @@ from trackside.config import Settings
 from trackside.errors import ConfigurationError
 
 Logger = structlog.typing.FilteringBoundLogger
+
+
+class Forgiving:
+    """A stream that may be unable to take what is written to it: its disk is full, or its reader is gone."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            return int(self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        with suppress(OSError, ValueError):
+            return bool(self._stream.isatty())
+        return False
 
 
 def configure(settings: Settings, **bound: Any) -> None:
@@ -30,7 +55,7 @@ def configure(settings: Settings, **bound: Any) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(Any, Forgiving(sys.stderr))),
         cache_logger_on_first_use=False,  # forked children bind anew
     )
     structlog.contextvars.clear_contextvars()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from trackside import logs, processes
 from trackside.config import Settings
@@ -14,27 +13,6 @@ from trackside.models import Slot
 from trackside.processes import become_subreaper
 from trackside_trainer import slotfiles
 from trackside_trainer.work import Work
-
-
-class _Forgiving:
-    """A log stream that may lose its reader: the worker outlives whoever read it."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        with suppress(OSError, ValueError):
-            return int(self._stream.write(text))
-        return len(text)
-
-    def flush(self) -> None:
-        with suppress(OSError, ValueError):
-            self._stream.flush()
-
-    def isatty(self) -> bool:
-        with suppress(OSError, ValueError):
-            return bool(self._stream.isatty())
-        return False
 
 
 def become_worker(settings: Settings, slot: Slot, url: str) -> NoReturn:
@@ -47,7 +25,7 @@ def become_worker(settings: Settings, slot: Slot, url: str) -> NoReturn:
         for number in (signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN if number != signal.SIGCHLD else signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
-        sys.stderr = _Forgiving(sys.stderr)
+        sys.stderr = cast(Any, logs.Forgiving(sys.stderr))  # what is printed there by others may fail as well
         logs.configure(settings, role="worker", slot=slot.id, host=slot.host)
         lock = slotfiles.slot_lock(settings.home, slot.id)
         if lock.take():
