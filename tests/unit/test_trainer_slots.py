@@ -63,10 +63,17 @@ def test_a_gpu_slot_begins_as_blocked_until_its_gpu_was_looked_at() -> None:
     assert not any(slot.blocked for slot in slots("cpu:2"))
 
 
-@pytest.mark.parametrize("text", ["", "cpu", "cpu:0", "cpu:x", "cpu:-1", "cpu:9999", "tpu:1", "auto:2", "gpu:x"])
+@pytest.mark.parametrize(
+    "text", ["", "cpu", "cpu:0", "cpu:x", "cpu:-1", "cpu:257", "tpu:1", "auto:2", "gpu:x", "gpu:0", "gpu:"]
+)
 def test_what_cannot_be_meant_is_refused_with_what_can(text: str) -> None:
-    with pytest.raises(ConfigurationError, match="use auto, cpu:2, gpu or gpu:1"):
+    with pytest.raises(ConfigurationError, match="give auto, cpu:N with N from 1 to 256, gpu, or gpu:N"):
         slots(text, GPUS)
+
+
+def test_all_that_may_be_said() -> None:
+    assert len(slots("cpu:256")) == 256
+    assert len(slots("gpu:2", GPUS)) == 2
 
 
 @pytest.mark.parametrize("text", ["gpu", "gpu:1"])

@@ -1,4 +1,4 @@
-"""The slots of a host, from what `--slots` says: `auto`, `cpu:N`, `gpu` or `gpu:N`."""
+"""The slots of a host, from what `--slots` says (`trackside.slotgrammar`)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from trackside.errors import ConfigurationError
 from trackside.models import Slot
+from trackside.slotgrammar import parse_slots
 from trackside_trainer.gpuwatch import NOT_YET
 
 _AUTO_CPU_SLOTS: Final = 2  # a laptop goes on being one
-_MAX_CPU_SLOTS: Final = 256
 
 Gpus = Sequence[Mapping[str, Any]]
 
@@ -22,15 +22,13 @@ Gpus = Sequence[Mapping[str, Any]]
 def parse(text: str, *, host: str, storage: str, find_gpus: Callable[[], Gpus], cores: int | None = None) -> list[Slot]:
     """The slots that `text` asks for; raises ConfigurationError when they cannot be had."""
     cores = cores or len(os.sched_getaffinity(0))
-    kind, _, count = text.strip().lower().partition(":")
-    if (kind == "auto" and not count) or (kind == "gpu" and (not count or count.isdecimal())):
-        gpus = find_gpus()
-        if kind == "auto" and not gpus:
-            return _cpu_slots(min(_AUTO_CPU_SLOTS, cores), host, storage, cores)
-        return _gpu_slots(gpus, int(count) if count else None, host, storage, cores)
-    if kind == "cpu" and count.isdecimal() and 1 <= int(count) <= _MAX_CPU_SLOTS:
-        return _cpu_slots(int(count), host, storage, cores)
-    raise ConfigurationError(f"--slots {text!r} says nothing: use auto, cpu:2, gpu or gpu:1", setting="--slots")
+    choice = parse_slots(text)
+    if choice.kind == "cpu":
+        return _cpu_slots(choice.count or 1, host, storage, cores)
+    gpus = find_gpus()
+    if choice.kind == "auto" and not gpus:
+        return _cpu_slots(min(_AUTO_CPU_SLOTS, cores), host, storage, cores)
+    return _gpu_slots(gpus, choice.count, host, storage, cores)
 
 
 def numbered(home: Path, gpus: Gpus) -> Gpus:
@@ -68,7 +66,10 @@ def _gpu_slots(gpus: Gpus, count: int | None, host: str, storage: str, cores: in
             setting="--slots",
         )
     if count is not None and not 1 <= count <= len(known):
-        raise ConfigurationError(f"--slots gpu:{count}: this host has {len(known)} GPU(s)", setting="--slots")
+        raise ConfigurationError(
+            f"--slots is gpu:{count}, and this host has {len(known)} GPU(s): give gpu:{len(known)}, or gpu for all",
+            setting="--slots",
+        )
     chosen = known[:count]
     return [
         Slot(

@@ -12,6 +12,7 @@ import typer
 from trackside.cli.context import connect, settings_of, url_of
 from trackside.cli.render import say
 from trackside.errors import BusError, ConfigurationError, TracksideError
+from trackside.slotgrammar import FORMS, parse_slots
 
 if TYPE_CHECKING:
     from trackside.config import Settings
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
 _GROUP: Final = "trackside.services"
 _HEALTH_LIMIT_S: Final = 2.0
-Slots = Annotated[str, typer.Option(metavar="auto|cpu:N|gpu", help="What to offer: GPUs if any, N CPU shares, GPUs.")]
+Slots = Annotated[
+    str, typer.Option(metavar=FORMS, help="What to offer: GPUs if any, N CPU shares, all GPUs, the first N GPUs.")
+]
 
 
 class ServiceRole(StrEnum):
@@ -47,7 +50,7 @@ def up(
     That is the server, the supervisor, the trainer and the dashboard.
     """
     settings = settings_of(ctx)
-    _check_slots(slots)
+    parse_slots(slots)
     from trackside import launcher
 
     raise typer.Exit(launcher.up(settings, slots=slots, dashboard=not no_dashboard, on_ready=_tell_ready))
@@ -86,7 +89,7 @@ def demo(
 
 def trainer(ctx: typer.Context, slots: Slots = "auto") -> None:
     """Run this machine's agent and workers in the foreground."""
-    _check_slots(slots)
+    parse_slots(slots)
     raise typer.Exit(_serve(settings_of(ctx), "trainer", slots=slots))
 
 
@@ -128,13 +131,6 @@ def entry(name: str, group: str = _GROUP) -> Any:
         return next(iter(found)).load()
     except ModuleNotFoundError as error:
         raise TracksideError(f"the {name} needs {error.name}, which is not installed: {install}") from error
-
-
-def _check_slots(text: str) -> None:
-    kind, colon, count = text.partition(":")
-    if text in ("auto", "gpu", "cpu") or (kind == "cpu" and colon and count.isdecimal() and 1 <= int(count) <= 1024):
-        return
-    raise ConfigurationError(f"--slots is {text!r}: give auto, gpu, or cpu:N with N from 1 to 1024")
 
 
 def health(
