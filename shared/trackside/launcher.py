@@ -30,7 +30,7 @@ from trackside.config import PREFIX, Settings
 from trackside.errors import BusError, ServerError, TracksideError
 from trackside.homelock import HomeLock
 from trackside.models import Beat, Role
-from trackside.processes import become_subreaper, descendants, die_with_parent, kill
+from trackside.processes import alive, become_subreaper, descendants, die_with_parent, kill, start_time
 from trackside.secretfiles import write_private
 from trackside.server import EmbeddedServer, url_for
 
@@ -174,12 +174,18 @@ class Launcher:
         return False
 
     def _serving(self) -> bool:
+        """Whether supervisor and trainer beat, a worker of that trainer too, and the dashboard listens."""
         assert self._client is not None  # noqa: S101 -- set by _start
         try:
-            living = {member.split(":")[0] for member, beat in beats.read(self._client).items() if beat is not None}
+            living = [beat for beat in beats.read(self._client).values() if beat is not None]
         except BusError:
             return False
-        if not {Role.SUPERVISOR.value, Role.AGENT.value, Role.WORKER.value} <= living:
+        # Other hosts may beat on the same server.
+        ours = {service.process.pid for service in self._services if service.process is not None}
+        mine = {beat.role: beat for beat in living if beat.host == self._host and beat.pid in ours}
+        workers = {beat.pid for beat in living if beat.host == self._host and beat.role is Role.WORKER}
+        agent = mine.get(Role.AGENT)
+        if Role.SUPERVISOR not in mine or agent is None or workers.isdisjoint(agent.children.values()):
             return False
         return self._port is None or _listens(self._settings.dashboard_host, self._port)
 
@@ -192,7 +198,8 @@ class Launcher:
             server, rq_url = without_password(service_url(self._settings)), None
         dashboard = None if self._port is None else f"http://{self._settings.dashboard_host}:{self._port}"
         ready = Ready(home=self._home, server=server, rq_url=rq_url, dashboard_url=dashboard)
-        facts = {"pid": os.getpid(), "server": server, "dashboard_url": dashboard}
+        pid = os.getpid()
+        facts = {"pid": pid, "started": start_time(pid), "server": server, "dashboard_url": dashboard}
         write_private(self._home / "run" / "up.json", json.dumps(facts))
         return ready
 
@@ -210,13 +217,13 @@ class Launcher:
             self._pause(wake, min(self._settings.beat_s / 2, 0.25))
 
     def _watch_server(self) -> None:
-        if self._server is None or self._server.poll() is None:
+        if self._server is None or self._server.pid is not None:
             return
         self._log.error("server_died", status=self._server.poll())
-        self._server.stop()
         try:
+            self._server.stop()
             self._server.start().wait_ready(_START_LIMIT_S)
-        except TracksideError as error:
+        except (TracksideError, OSError) as error:  # its disk may be full: asked again until it takes the server
             self._log.error("server_not_restarted", error=str(error))
             time.sleep(1.0)
 
@@ -234,7 +241,11 @@ class Launcher:
             service.start_at_s = now_s + wait_s
             self._log.warning("service_died", service=service.name, status=status, restart_in_s=round(wait_s, 2))
         if service.process is None and now_s >= service.start_at_s:
-            service.start()
+            try:
+                service.start()
+            except OSError as error:  # no process to be had, or the disk does not take its log
+                self._log.error("service_not_started", service=service.name, why=str(error))
+                service.start_at_s = now_s + _RESTART_MAX_S / self._settings.scale
 
     def _beat(self) -> None:
         now_s = time.monotonic()
@@ -297,6 +308,9 @@ def down(settings: Settings, *, limit_s: float = 90.0) -> int | None:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return None
+    if not alive(pid, facts["started"]):  # asked again, since from here on the descriptor names one process only
+        os.close(pidfd)
+        return None
     signal.pidfd_send_signal(pidfd, signal.SIGTERM)
     ended, _, _ = select.select([pidfd], [], [], limit_s)
     os.close(pidfd)
@@ -306,13 +320,15 @@ def down(settings: Settings, *, limit_s: float = 90.0) -> int | None:
 
 
 def running(settings: Settings) -> dict[str, Any] | None:
-    """What `trackside up` of this home wrote about itself, None if none runs."""
+    """What `trackside up` of this home wrote about itself, None if none runs.
+
+    A launcher that was killed leaves its file behind, and the kernel gives its pid to somebody else one day.
+    """
     try:
         facts = json.loads((settings.home / "run" / "up.json").read_text(encoding="utf-8"))
-        os.kill(int(facts["pid"]), 0)
-    except (OSError, ValueError, KeyError):
+        return dict(facts) if alive(int(facts["pid"]), int(facts["started"])) else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return dict(facts)
 
 
 def client_url(settings: Settings, user: str, *, tcp: bool = False) -> str:

@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -35,7 +36,7 @@ from urllib.parse import quote
 from trackside.bus.acl import USERS, acl_lines, parse_version, unused_commands
 from trackside.errors import AlreadyRunning, ServerError
 from trackside.homelock import HomeLock
-from trackside.processes import die_with_parent
+from trackside.processes import die_with_parent, look, start_time
 from trackside.secretfiles import ensure_password, private_dir, read_password, write_private
 from trackside.server_binary import ServerBinary, can_load, choose_binary
 from trackside.server_log import explain
@@ -129,7 +130,8 @@ class EmbeddedServer:
             self._process.kill()  # every acknowledged write is in the append-only file already
             self._process.wait()
         self._process = None
-        self._write_state(None)
+        with suppress(OSError):  # a full disk; what the file says of a process that has ended is not believed
+            self._write_state(None)
         self._unlock_data()
 
     def url(self, user: str, *, tcp: bool = False) -> str:
@@ -232,6 +234,7 @@ class EmbeddedServer:
         assert self.binary is not None  # noqa: S101 -- only called for a server that was started
         state = {
             "pid": pid,
+            "started": None if pid is None else start_time(pid),
             "port": self.port,
             "socket": str(self.socket_path),
             "flavour": self.binary.flavour,
@@ -264,7 +267,7 @@ def url_for(home: Path, user: str, *, tcp: bool = False) -> str:
     """The URL of the server that runs for this home, from its state files; raises ServerError if none runs."""
     home = home.absolute()
     state = _read_state(home)
-    if not _alive(state.get("pid")):
+    if not _alive(state.get("pid"), state.get("started")):
         raise ServerError(f"no server runs for {home}: start one with `trackside up`, or set TRACKSIDE_REDIS_URL")
     return _url(home, user, Path(state["socket"]), state["port"], tcp=tcp)
 
@@ -284,11 +287,15 @@ def _read_state(home: Path) -> dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def _alive(pid: object) -> bool:
+def _alive(pid: object, started: object) -> bool:
+    """Whether exactly this process runs, as far as this user may see it."""
     if not isinstance(pid, int) or pid <= 0:
         return False
+    found = look(pid)
+    if found is not None:
+        return found.started == started and found.state not in "ZX"
     try:
-        os.kill(pid, 0)
+        os.kill(pid, 0)  # other users' processes may be hidden from us
     except ProcessLookupError:
         return False
     except PermissionError:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,9 +21,13 @@ import pytest
 from cli_world import World, start
 from trackside.bus import beats
 from trackside.bus.client import connect, service_url
+from trackside.config import Settings
+from trackside.errors import ServerError
 from trackside.models import Beat, Role
+from trackside.processes import start_time
 from trackside.server import EmbeddedServer, url_for
 from trackside.testing import wait_until
+from trackside_trainer.slots import parse
 
 
 @pytest.fixture
@@ -92,7 +97,11 @@ def test_health_of_the_dashboard_is_what_it_says_itself(
 def test_health_of_the_dashboard_asks_the_port_that_up_chose(fresh_home: Path, web: HTTPServer, world: World) -> None:
     web.answer = (200, b"ok")  # type: ignore[attr-defined]  # read by the handler
     (fresh_home / "run").mkdir()
-    facts = {"pid": os.getpid(), "dashboard_url": f"http://127.0.0.1:{web.server_address[1]}"}
+    facts = {
+        "pid": os.getpid(),
+        "started": start_time(os.getpid()),
+        "dashboard_url": f"http://127.0.0.1:{web.server_address[1]}",
+    }
     (fresh_home / "run" / "up.json").write_text(json.dumps(facts))
 
     World(home=fresh_home, client=world.client, store=world.store).run("health", "dashboard")
@@ -183,15 +192,51 @@ def test_a_service_gets_its_own_users_connection(world: World, monkeypatch: pyte
     assert (trainer_slots, supervisor_slots) == ("cpu:2", "none")
 
 
-@pytest.mark.parametrize("text", ["cpu:0", "cpu:x", "tpu", "cpu:", "gpu:1"])
+@pytest.mark.parametrize("text", ["cpu:0", "cpu:x", "tpu", "cpu:", "cpu", "cpu:300", "gpu:0"])
 def test_wrong_slots_are_refused_before_anything_starts(world: World, text: str) -> None:
     for command in ("up", "trainer"):
         assert "--slots" in world.run(command, "--slots", text, code=2).err
 
 
+@pytest.mark.parametrize("text", ["auto", "cpu:1", "cpu:256", "gpu", "gpu:1", "gpu:16"])
+def test_what_the_trainer_takes_the_command_line_takes(
+    world: World, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    def trainer(settings: Settings, *, slots: str) -> int:
+        gpus = [{"uuid": f"GPU-{at}"} for at in range(16)]
+        return 10 + len(parse(slots, host="box", storage="s", find_gpus=lambda: gpus)) % 10
+
+    point = SimpleNamespace(load=lambda: trainer)
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: [point])
+    world.run("trainer", "--slots", text, code=10 + {"auto": 16, "gpu": 16}.get(text, int(text[4:] or 0)) % 10)
+
+
 def test_down_says_if_nothing_runs(fresh_home: Path, world: World) -> None:
     idle = World(home=fresh_home, client=world.client, store=world.store)
     assert idle.run("down").out == "nothing runs for this home\n"
+
+
+def test_down_does_nothing_to_whoever_has_a_dead_launchers_pid(fresh_home: Path, world: World) -> None:
+    idle = World(home=fresh_home, client=world.client, store=world.store)
+    (fresh_home / "run").mkdir()
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        for started in (None, (start_time(stranger.pid) or 0) - 1):
+            facts = {"pid": stranger.pid, "started": started, "dashboard_url": None}
+            (fresh_home / "run" / "up.json").write_text(json.dumps(facts))
+            assert idle.run("down").out == "nothing runs for this home\n"
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+def test_a_dead_servers_pid_in_other_hands_is_no_server(own_server: EmbeddedServer) -> None:
+    path = own_server.home / "run" / "server.json"
+    state = json.loads(path.read_text())
+    own_server.stop()
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        path.write_text(json.dumps(state | {"pid": stranger.pid}))
+        with pytest.raises(ServerError, match="no server runs"):
+            url_for(own_server.home, "operator")
+        stranger.kill()
 
 
 def test_top_goes_on_until_q_and_says_since_when_it_is_stale(own_server: EmbeddedServer) -> None:
