@@ -162,9 +162,7 @@ class CheckpointStore:
 
     def verify(self, checkpoint: Checkpoint, digest: str | None = None) -> dict[str, Any]:
         """Return the manifest once every file matches it; raises CheckpointDamaged saying what does not."""
-        manifest = _read_manifest(checkpoint, digest)
-        for name, fact in manifest["files"].items():
-            _verify_file(checkpoint.path / name, fact)
+        manifest = verified(checkpoint, digest)
         self._proved.add(checkpoint.name)
         return manifest
 
@@ -261,6 +259,14 @@ def _write_file(path: Path, write: Callable[[HashingFile], object]) -> dict[str,
         file.flush()
         os.fsync(file.fileno())
     return {"size": out.size_bytes, "sha256": out.hexdigest()}
+
+
+def verified(checkpoint: Checkpoint, digest: str | None = None) -> dict[str, Any]:
+    """Return the manifest once every file matches it; raises CheckpointDamaged saying what does not."""
+    manifest = _read_manifest(checkpoint, digest)
+    for name, fact in manifest["files"].items():
+        _verify_file(checkpoint.path / name, fact)
+    return manifest
 
 
 def sync_directory(path: Path) -> None:
