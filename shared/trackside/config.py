@@ -47,10 +47,10 @@ class Settings:
     control_poll_s: float = 0.2  # how often a worker reads what its job should do
     lease_ttl_s: float = 3.0  # the leading supervisor's; a killed one is succeeded within this
     stop_grace_s: float = 30.0  # from "stop at the next step" to SIGKILL
-    stall_limit_s: float = 600.0  # no step for this long: stalled, whatever the run's own pace is
+    stall_limit_s: float = 600.0  # no step for this long: stalled, while the run's own pace is not known
     stall_floor_s: float = 120.0  # the limit learned from the run's own steps is never shorter: evaluations take time
     save_limit_s: float = 1800.0  # one checkpoint in the step loop for this long: stalled
-    startup_limit_s: float = 1800.0  # no first step for this long: stalled; compiling and data loading are slow
+    startup_limit_s: float = 1800.0  # no first or second step for this long: stalled; compiling and loading are slow
     backoff_first_s: float = 2.0  # full jitter: a uniform draw from 0 to this, doubled each time
     backoff_max_s: float = 300.0
     retries: int = 4  # so five attempts in all, unless the job says otherwise

@@ -6,12 +6,15 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
-from cli_world import HOSTILE_NAME, World, terminal_output
-from trackside.bus import beats, streams
+from cli_world import HOSTILE_NAME, SPEC, World, terminal_output
+from trackside.bus import beats, keys, streams
+from trackside.bus.client import now_ms
 from trackside.cli.app import app
+from trackside.codec import encode
 from trackside.models import Batch, Beat, JobState, Role, Slot
 from trackside.server import EmbeddedServer
 
@@ -42,8 +45,8 @@ def test_ls_json_has_stable_keys_and_progress_from_the_beat(world: World) -> Non
     (row,) = world.run("ls", "--json").json["jobs"]
 
     assert set(row) == {
-        "id", "name", "state", "step", "total_steps", "steps_per_s", "attempt", "slot", "reason", "detail",
-        "created_at_ms", "changed_at_ms", "ended_at_ms", "retry_at_ms", "checkpoint_step",
+        "id", "name", "state", "step", "total_steps", "steps_per_s", "last_step_s", "attempt", "slot", "reason",
+        "detail", "created_at_ms", "changed_at_ms", "ended_at_ms", "retry_at_ms", "checkpoint_step",
     }  # fmt: skip
     assert (row["step"], row["total_steps"], row["steps_per_s"], row["checkpoint_step"]) == (3, 100, 12.5, 2)
     assert (row["state"], row["attempt"], row["slot"]) == ("running", 1, "box-cpu0")
@@ -205,6 +208,41 @@ def test_ps_shows_beating_silent_and_the_launchers_children(world: World) -> Non
     human = world.run("ps").out
     assert "silent" in human
     assert "3/100" in human
+
+
+def test_the_last_step_ages_with_the_beat_that_told_of_it_and_is_unknown_where_none_did(world: World) -> None:
+    world.running("digits-abc123")
+    beat = beats.read(world.client)["worker:box-cpu0"]
+    assert beat is not None
+    now = now_ms(world.client)
+    old = replace(beat, at_ms=now - 40_000, step_age_s=200.0)
+    world.client.set(keys.beat(Role.WORKER, "box-cpu0"), encode(old))
+
+    (row,) = [row for row in world.run("ps", "--json").json["processes"] if row["role"] == "worker"]
+    assert 240.0 <= row["last_step_s"] < 245.0
+    (job,) = world.run("ls", "--json").json["jobs"]
+    assert 240.0 <= job["last_step_s"] < 245.0
+    heading, line = world.run("ps").out.splitlines()[:2]
+    assert line[: heading.index("LAST STEP") + len("LAST STEP")].split()[-1].startswith("4m0"), "under its heading"
+    assert "LAST STEP" in world.run("top", "--once").out
+    assert "4m0" in world.run("top", "--once").out
+    assert "Last step:   4m0" in world.run("show", "digits").out
+
+    for unknown in (replace(old, step_age_s=None), replace(old, step=None)):
+        world.client.set(keys.beat(Role.WORKER, "box-cpu0"), encode(unknown))
+        (row,) = [row for row in world.run("ps", "--json").json["processes"] if row["role"] == "worker"]
+        assert row["last_step_s"] is None
+        heading, line = world.run("ps").out.splitlines()[:2]
+        assert line[: heading.index("LAST STEP") + len("LAST STEP")].split()[-1] == "-"
+        assert "Last step" not in world.run("show", "digits").out
+
+
+def test_show_tells_the_submitters_own_stall_limit(world: World) -> None:
+    world.queued("usual-1")
+    assert "Stall limit" not in world.run("show", "usual-1").out
+    for limit_s, told in ((2700.0, "Stall limit: 45m00s without a step"), (0.0, "Stall limit: none")):
+        world.store.submit(f"own-{limit_s:g}", "own", replace(SPEC, stall_limit_s=limit_s))
+        assert told in world.run("show", f"own-{limit_s:g}").out
 
 
 def test_slots_are_free_busy_or_silent(world: World) -> None:

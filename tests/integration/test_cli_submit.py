@@ -49,6 +49,15 @@ def test_submit_prints_only_the_id_and_sends_the_folder_along(world: World, proj
     assert (tmp_path / "out" / "train.py").read_text() == (project / "train.py").read_text()
 
 
+def test_a_stall_limit_of_its_own_goes_to_the_record(world: World, project: Path) -> None:
+    def limit(*options: str) -> float | None:
+        return world.store.job(world.run("submit", "train.py", *options).out.strip()).spec.stall_limit_s
+
+    assert limit() is None, "the run's own pace decides"
+    assert limit("--stall-limit", "45m") == 2700.0
+    assert limit("--stall-limit", "none") == 0.0
+
+
 def test_parameters_are_json_else_text_and_the_option_wins(world: World, project: Path) -> None:
     (project / "p.json").write_text('{"a": 1, "b": {"c": [1, 2]}}')
     params = ["--params-file", "p.json", "-p", "a=2.5", "-p", "flag=true", "-p", "word=hello", "-p", "eq=x=y"]
@@ -109,6 +118,8 @@ def test_the_same_submission_again_adds_nothing_and_another_one_is_refused(world
         (["train.py", "--timeout", "-5"], "--timeout is '-5'"),
         (["train.py", "--timeout", "0"], "more than 0 seconds"),
         (["train.py", "--timeout", "soon"], "--timeout is 'soon'"),
+        (["train.py", "--stall-limit", "0"], "--stall-limit is '0'"),
+        (["train.py", "--stall-limit", "never"], "--stall-limit is 'never'"),
         (["train.py", "--python", "/no/python"], "no program that can be run"),
         (["train.py", "--python", "train.py"], "no program that can be run"),
         (["train.py", "--param", "novalue"], "give name=value"),

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 import redis
+from typer.testing import CliRunner
 
 from trackside.bus import streams
 from trackside.bus.acl import USERS
-from trackside.models import Job, JobState, Outcome, Reason
+from trackside.cli.app import app
+from trackside.models import EventKind, Job, JobState, Outcome, Reason
 from trackside.server import EmbeddedServer
 from trackside.testing import wait_until
 from trainer_harness import Trainer, lives, steps_script
@@ -65,8 +67,10 @@ for step in run.steps(1000):
 
 
 def notes(trainer: Trainer, job: Job) -> list[str]:
-    history = streams.history(trainer.client, job.id)
-    return [event.data["text"] for _, event in history if event.cause == "note" and "text" in event.data]
+    """What was remarked of a job; all of it warnings."""
+    found = [event for _, event in streams.history(trainer.client, job.id) if event.cause == "note"]
+    assert {(event.kind, event.data.get("level")) for event in found} <= {(EventKind.NOTE, "warning")}
+    return [event.data["text"] for event in found]
 
 
 def ended_after_hang(trainer: Trainer, job: Job) -> tuple[Outcome, float]:
@@ -211,7 +215,7 @@ for step in run.steps(100_000):
 
 def test_a_pause_that_comes_before_the_step_loop_waits_for_it(trainer: Trainer) -> None:
     job = trainer.assign(LATE)
-    wait_until(lambda: trainer.store.job(job.id).state is JobState.RUNNING, 10, "it was not claimed")
+    wait_until(lambda: trainer.attempt(job).pid is not None, 10, "its process did not start")
     trainer.store.pause(job.id)
     outcome = trainer.ended(job)
     assert (outcome.reason, outcome.exit_code) == (Reason.PAUSED, 75)
@@ -290,3 +294,24 @@ def test_a_learned_limit_is_not_trusted_twice_so_a_long_evaluation_passes_at_the
     again = trainer.give(job.id)
 
     assert trainer.ended(again, 20).reason is Reason.SUCCEEDED
+
+
+def submitted(trainer: Trainer, script: str, *options: str) -> Job:
+    """A job that went through the command line, given to the slot."""
+    path = trainer.home / "typed" / "train.py"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(script)
+    env = {"TRACKSIDE_REDIS_URL": trainer.urls["submitter"]}
+    answer = CliRunner().invoke(app, ["--home", str(trainer.home), "submit", str(path), *options], env=env)
+    assert answer.exit_code == 0, answer.output
+    return trainer.give(answer.stdout.strip())
+
+
+def test_a_submitter_who_knows_better_is_believed(trainer: Trainer) -> None:
+    longer = submitted(trainer, EVALUATES, "--stall-limit", "1m")
+    assert trainer.ended(longer, 20).reason is Reason.SUCCEEDED
+    none = submitted(trainer, EVALUATES, "--stall-limit", "none")
+    assert trainer.ended(none, 20).reason is Reason.SUCCEEDED
+    shorter = trainer.ended(submitted(trainer, EVALUATES, "--stall-limit", "400ms"), 20)
+    assert shorter.reason is Reason.STALLED
+    assert (shorter.detail or "").startswith("no step for 0.4 s (limit 0.4 s)")

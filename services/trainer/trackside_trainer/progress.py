@@ -12,9 +12,9 @@ from typing import Final
 
 from trackside.sdk.page import Phase
 
-LEARNED_TIMES: Final = 20.0  # this many median steps without one is no slow step any more
-_LONGEST_TIMES: Final = 3.0  # an evaluation within a step comes again, and may take longer
-_LEARN_FROM: Final = 5  # samples before the learned limit holds
+LEARNED_TIMES: Final = 30.0  # median steps without one; an evaluation of 20 within a step passes, with a margin
+LONGEST_TIMES: Final = 3.0  # an evaluation within a step comes again, and may take longer
+_LEARN_FROM: Final = 5  # samples before the floor holds
 _SLOW_TIMES: Final = 3.0
 _SLOW_STEPS: Final = 10
 _SAMPLES: Final = 512
@@ -23,13 +23,14 @@ _BLIND_SHARE: Final = 4.0  # of a limit: what one gap between two looks may coun
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """How long each kind of silence may last, in seconds."""
+    """How long each kind of silence may last at least, in seconds; infinity: for ever."""
 
-    step_s: float
-    floor_s: float
+    step_s: float  # while little is known of the run's own pace
+    floor_s: float  # once it is known
     startup_s: float
     save_s: float
     slow_s: float  # how long steps must have been slow before it is told
+    learns: bool = True  # slow steps widen the limits; False: these hold as they are
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,11 +95,14 @@ class Pace:
             self._stride *= 2
 
     @property
+    def known(self) -> bool:
+        """Whether there were enough steps to judge others by."""
+        return len(self._samples) >= _LEARN_FROM
+
+    @property
     def median_s(self) -> float | None:
-        """The median step; None while there are too few to say."""
-        if len(self._samples) < _LEARN_FROM:
-            return None
-        if self._median_s is None:
+        """The median step; None before the first."""
+        if self._median_s is None and self._samples:
             self._median_s = statistics.median(self._samples)
         return self._median_s
 
@@ -141,20 +145,24 @@ class Progress:
         """Which clock runs now, its limit, and the median behind that if it was learned; None: nothing to judge by."""
         limits = self._limits
         if seen.phase is Phase.SAVING:
-            return "end of its checkpoint", limits.save_s, None
+            return "end of its checkpoint", *self._at_least(limits.save_s)
         if seen.phase is Phase.ENDED or (seen.first is None and seen.opened_ns is None):
             return None, limits.startup_s, None
         if seen.first is None or (seen.phase is Phase.STEPPING and seen.completed < seen.first):
             return "first step", limits.startup_s, None
         if seen.phase is not Phase.STEPPING:  # after the loop: a test or an export has no steps
             return None, limits.step_s, None
-        median_s, longest_s = self.pace.median_s, self.pace.longest_s
-        if median_s is None:
-            return "step", limits.step_s, None
-        learned_s = max(limits.floor_s, LEARNED_TIMES * median_s, _LONGEST_TIMES * longest_s)
-        if learned_s >= limits.step_s:
-            return "step", limits.step_s, None
-        return "step", learned_s, median_s
+        if limits.learns and self.pace.median_s is None:  # compilers often start again at the second step
+            return "step", max(limits.step_s, limits.startup_s), None
+        return "step", *self._at_least(limits.floor_s if self.pace.known else limits.step_s)
+
+    def _at_least(self, least_s: float) -> tuple[float, float | None]:
+        """That limit, or a longer one that the run's own steps ask for, and the median if it had a say."""
+        median_s = self.pace.median_s
+        if not self._limits.learns or median_s is None:
+            return least_s, None
+        own_s = max(LEARNED_TIMES * median_s, LONGEST_TIMES * self.pace.longest_s)
+        return max(least_s, own_s), median_s if own_s > least_s or self.pace.known else None
 
     def _take_steps(self, last: Seen, seen: Seen) -> Slowdown | None:
         steps = seen.completed - last.completed
@@ -163,7 +171,7 @@ class Progress:
         if last.completed < last.first:  # the first step compiles and warms up
             return None
         step_s = (seen.boundary_ns - last.boundary_ns) / 1e9 / steps
-        median_s = self.pace.median_s
+        median_s = self.pace.median_s if self.pace.known else None
         self.pace.add(step_s)
         if median_s is None:
             return None

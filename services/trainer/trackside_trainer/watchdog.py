@@ -6,6 +6,7 @@ asked for the stacks of all its threads first; one that makes a step meanwhile i
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -17,12 +18,14 @@ from typing import Final
 
 from trackside import processes
 from trackside.config import Settings
+from trackside.models import Job, Reason
 from trackside.sdk.page import ControlPage
 from trackside_trainer.progress import Limits, Progress, Seen, Slowdown, Stall
 
 _DUMP_WAIT_S: Final = 2.0
 _DUMP_MAX_CHARS: Final = 6_000
 _SLOW_S: Final = 5.0
+_DOUBLED_MAX: Final = 10
 _STATES: Final = {
     "T": "stopped by a signal (SIGSTOP)",
     "t": "stopped by a debugger",
@@ -40,23 +43,35 @@ class Hung:
     evidence: tuple[str, ...]
 
 
+def limits_for(settings: Settings, job: Job | None = None) -> Limits:
+    """What counts as a hang: as the job's submitter said, else by its own pace and the settings."""
+    step_s, startup_s, save_s = settings.stall_limit_s, settings.startup_limit_s, settings.save_limit_s
+    floor_s, own_s = min(settings.stall_floor_s, step_s), job.spec.stall_limit_s if job is not None else None
+    if own_s is not None:
+        step_s = floor_s = own_s or math.inf
+        startup_s, save_s = max(startup_s, step_s), max(save_s, step_s)
+    elif job is not None and job.reason is Reason.STALLED:
+        # What was learned may have been wrong about a long evaluation: it is not trusted twice in a row, and whoever
+        # then comes to the same place with nothing newer saved is given twice as long each time.
+        step_s = floor_s = step_s * 2.0 ** min(job.barren, _DOUBLED_MAX)
+    return Limits(
+        step_s=step_s,
+        floor_s=floor_s,
+        startup_s=startup_s,
+        save_s=save_s,
+        slow_s=_SLOW_S / settings.scale,
+        learns=own_s is None,
+    )
+
+
 class Watchdog:
     """Watches one process; `look` is called often and never waits."""
 
     def __init__(
-        self, settings: Settings, page: ControlPage, pid: int, stacks: Path, output: Path, *, learns: bool = True
+        self, settings: Settings, page: ControlPage, pid: int, stacks: Path, output: Path, job: Job | None = None
     ) -> None:
-        """`learns` False: only the limit of the settings counts, whatever the run's own pace is."""
         self._page, self._pid, self._stacks, self._output = page, pid, stacks, output
-        self._progress = Progress(
-            Limits(
-                step_s=settings.stall_limit_s,
-                floor_s=settings.stall_floor_s if learns else settings.stall_limit_s,
-                startup_s=settings.startup_limit_s,
-                save_s=settings.save_limit_s,
-                slow_s=_SLOW_S / settings.scale,
-            )
-        )
+        self._progress = Progress(limits_for(settings, job))
         self._stalled: Stall | None = None
         self._state = ""
         self._dump_from = self._dump_size = 0

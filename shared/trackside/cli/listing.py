@@ -54,8 +54,9 @@ def ls(
 ) -> None:
     """List jobs: those not yet ended, and the newest 20.
 
-    --json: {"now_ms", "jobs": [{"id", "name", "state", "step", "total_steps", "steps_per_s", "attempt", "slot",
-    "reason", "detail", "created_at_ms", "changed_at_ms", "ended_at_ms", "retry_at_ms", "checkpoint_step"}]}.
+    --json: {"now_ms", "jobs": [{"id", "name", "state", "step", "total_steps", "steps_per_s", "last_step_s", "attempt",
+    "slot", "reason", "detail", "created_at_ms", "changed_at_ms", "ended_at_ms", "retry_at_ms", "checkpoint_step"}]};
+    last_step_s is how long ago the newest step was done.
     """
     from trackside.bus.client import now_ms
 
@@ -64,7 +65,7 @@ def ls(
     jobs, more = _select(store, show_all=show_all, state=state, limit=limit)
     beats = live_beats(store)
     attempts = newest_attempts(store, jobs)
-    rows = [job_row(job, beats.get(job.id), attempts.get(job.id)) for job in jobs]
+    rows = [job_row(job, beats.get(job.id), attempts.get(job.id), now) for job in jobs]
     if as_json:
         print_json({"now_ms": now, "jobs": rows})
         return
@@ -134,7 +135,8 @@ def ps(ctx: typer.Context, as_json: Json = False) -> None:
     """List every process of the system, silent ones too.
 
     --json: {"now_ms", "processes": [{"role", "name", "pid", "host", "slot", "job", "attempt", "attempt_pid", "status",
-    "age_s", "step", "total_steps", "steps_per_s", "cpu_pct", "rss_mib"}]}; status is ok, stopping or silent.
+    "age_s", "step", "total_steps", "steps_per_s", "last_step_s", "cpu_pct", "rss_mib"}]}; status is ok, stopping or
+    silent. Three clocks: the process by its pid, its beat by age_s, its training by last_step_s.
     """
     store = store_of(ctx)
     now, rows = process_rows(store)
@@ -151,6 +153,7 @@ def ps(ctx: typer.Context, as_json: Json = False) -> None:
         Column(title="ROLE"), Column(title="PID", justify="right"), *([Column(title="HOST")] if hosts else []),
         Column(title="SLOT"), Column(title="JOB"), Column(title="ATT", justify="right"), Column(title="STATUS"),
         Column(title="BEAT", justify="right"), Column(title="STEP", justify="right"),
+        Column(title="LAST STEP", justify="right"),
         Column(title="CPU%", justify="right"), Column(title="RSS MiB", justify="right"),
     ]  # fmt: skip
     print_table(
@@ -159,7 +162,8 @@ def ps(ctx: typer.Context, as_json: Json = False) -> None:
             (
                 row["role"], row["pid"], *([row["host"]] if hosts else []), row["slot"],
                 row["job"], row["attempt"], row["status"], span(row["age_s"]),
-                progress(row["step"], row["total_steps"]), number(row["cpu_pct"]), _whole(row["rss_mib"]),
+                progress(row["step"], row["total_steps"]), span(row["last_step_s"]),
+                number(row["cpu_pct"]), _whole(row["rss_mib"]),
             )
             for row in rows
         ],
@@ -180,9 +184,9 @@ def slots(ctx: typer.Context, as_json: Json = False) -> None:
     """List the slots: one a GPU or CPU share.
 
     --json: {"now_ms", "slots": [{"id", "host", "kind", "state", "threads", "gpu_name", "gpu_uuid", "gpu_memory_mib",
-    "job", "attempt", "step", "total_steps", "steps_per_s", "cordoned", "cordon_reason", "blocked", "throttled",
-    "breaker", "breaker_failed", "breaker_until_ms"}]}; state is free, busy, silent, cordoned, resting or blocked;
-    "blocked" says why its GPU takes no job, "throttled" why it is slow; breaker is closed, open or probing.
+    "job", "attempt", "step", "total_steps", "steps_per_s", "last_step_s", "cordoned", "cordon_reason", "blocked",
+    "throttled", "breaker", "breaker_failed", "breaker_until_ms"}]}; state is free, busy, silent, cordoned, resting or
+    blocked; "blocked" says why its GPU takes no job, "throttled" why it is slow; breaker is closed, open or probing.
     """
     store = store_of(ctx)
     now, rows = slot_rows(store)

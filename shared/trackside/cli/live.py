@@ -119,15 +119,15 @@ def frame(view: View, *, stale_s: float | None) -> RenderableType:
 def _slot_table(view: View) -> RenderableType:
     columns = [
         Column(title="SLOT"), Column(title="STATE"), Column(title="JOB"), Column(title="STEP", justify="right"),
-        Column(title="STEP/S", justify="right"), Column(title="ETA", justify="right"),
-        Column(title="LOSS", justify="right"),
+        Column(title="LAST STEP", justify="right"), Column(title="STEP/S", justify="right"),
+        Column(title="ETA", justify="right"), Column(title="LOSS", justify="right"),
     ]  # fmt: skip
     states = {job.id: job.state.value for job in view.live}
     rows = [
         (
             row["id"], states.get(row["job"], row["state"]), row["job"], progress(row["step"], row["total_steps"]),
-            number(row["steps_per_s"]), span(eta_s(row["step"], row["total_steps"], row["steps_per_s"])),
-            number(row["loss"]),
+            span(row["last_step_s"]), number(row["steps_per_s"]),
+            span(eta_s(row["step"], row["total_steps"], row["steps_per_s"])), number(row["loss"]),
         )
         for row in view.slots
     ]  # fmt: skip

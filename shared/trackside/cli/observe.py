@@ -31,9 +31,16 @@ def by_job(beats: Mapping[str, Beat | None]) -> dict[str, Beat]:
     return found
 
 
-def job_row(job: Job, beat: Beat | None, attempt: Attempt | None) -> dict[str, Any]:
+def last_step_s(beat: Beat | None, now_ms: int) -> float | None:
+    """How long ago the newest step was done; None where nothing of it is known, such as before the first."""
+    if beat is None or beat.step is None or beat.step_age_s is None:
+        return None
+    return round(beat.step_age_s + max(0, now_ms - beat.at_ms) / 1000, 3)
+
+
+def job_row(job: Job, beat: Beat | None, attempt: Attempt | None, now_ms: int) -> dict[str, Any]:
     """One job as `ls --json` gives it: progress from a live beat, else from how the last attempt ended."""
-    step, total, speed = None, None, None
+    step, total, speed, step_age_s = None, None, None, None
     outcome = None if attempt is None else attempt.outcome
     newest = job.checkpoints[0].step if job.checkpoints else None
     if attempt is not None:
@@ -44,7 +51,7 @@ def job_row(job: Job, beat: Beat | None, attempt: Attempt | None) -> dict[str, A
     if beat is not None and beat.attempt == job.attempt and job.slot is not None:
         step = beat.step if beat.step is not None else step
         total = beat.total if beat.total is not None else total
-        speed = beat.steps_per_s
+        speed, step_age_s = beat.steps_per_s, last_step_s(beat, now_ms)
     return {
         "id": job.id,
         "name": job.name,
@@ -52,6 +59,7 @@ def job_row(job: Job, beat: Beat | None, attempt: Attempt | None) -> dict[str, A
         "step": step,
         "total_steps": total,
         "steps_per_s": speed,
+        "last_step_s": step_age_s,
         "attempt": job.attempt,
         "slot": job.slot,
         "reason": None if job.reason is None else job.reason.value,
@@ -99,6 +107,7 @@ def _process(beat: Beat, now: int) -> dict[str, Any]:
         "step": beat.step,
         "total_steps": beat.total,
         "steps_per_s": beat.steps_per_s,
+        "last_step_s": last_step_s(beat, now),
         "cpu_pct": beat.cpu_pct,
         "rss_mib": beat.rss_mib,
     }
@@ -107,7 +116,7 @@ def _process(beat: Beat, now: int) -> dict[str, Any]:
 def _silent(member: str) -> dict[str, Any]:
     role, _, name = member.partition(":")
     keys = ("pid", "host", "slot", "job", "attempt", "attempt_pid", "status", "age_s", "step", "total_steps",
-            "steps_per_s", "cpu_pct", "rss_mib")  # fmt: skip
+            "steps_per_s", "last_step_s", "cpu_pct", "rss_mib")  # fmt: skip
     return {
         "role": role,
         "name": name or None,
@@ -150,6 +159,7 @@ def slot_rows(store: Store) -> tuple[int, list[dict[str, Any]]]:
                 "step": None if beat is None else beat.step,
                 "total_steps": None if beat is None else beat.total,
                 "steps_per_s": None if beat is None else beat.steps_per_s,
+                "last_step_s": last_step_s(beat, now),
                 "cordoned": slot.cordoned,
                 "cordon_reason": slot.cordon_reason,
                 "blocked": slot.blocked,

@@ -26,6 +26,11 @@ def duration_s(text: str, option: str) -> float:
     return seconds
 
 
+def stall_limit_s(text: str) -> float:
+    """Seconds without a step that are a hang; 0 for `none`: nothing is."""
+    return 0.0 if text.strip().lower() == "none" else duration_s(text, "--stall-limit")
+
+
 def params(pairs: list[str], file: Path | None, *, max_bytes: int) -> dict[str, Any]:
     """Parameters from `--params-file` and `--param`, the latter winning."""
     import orjson

@@ -58,9 +58,10 @@ def show(
     store = store_of(ctx)
     found = find_job(store, job)
     attempts = store.attempts(found)
-    row = job_row(found, live_beats(store).get(found.id), attempts[-1] if attempts else None)
-    metrics = _recent_metrics(store, found.id)
+    beat = live_beats(store).get(found.id)
     now = now_ms(store.client)
+    row = job_row(found, beat, attempts[-1] if attempts else None, now)
+    metrics = _recent_metrics(store, found.id)
     if as_json:
         print_json(
             {
@@ -142,6 +143,7 @@ def _facts(job: Job, row: dict[str, Any], now: int) -> None:
         ("Last reason", job.reason),
         ("Next try", retry),
         ("Step", progress(row["step"], row["total_steps"]) if row["step"] is not None else None),
+        ("Last step", f"{span(row['last_step_s'])} ago" if row["last_step_s"] is not None else None),
         ("Speed", f"{row['steps_per_s']:.4g} steps/s" if row["steps_per_s"] is not None else None),
         ("Slot", job.slot),
         ("Program", program),
@@ -154,6 +156,7 @@ def _facts(job: Job, row: dict[str, Any], now: int) -> None:
         ("Retry of", spec.retry_of),
         ("Time limit", None if spec.timeout_s is None else span(spec.timeout_s)),
         ("Each attempt", None if spec.attempt_timeout_s is None else span(spec.attempt_timeout_s)),
+        ("Stall limit", _stall_limit(spec.stall_limit_s)),
         ("Ran", span(job.ran_ms / 1000) if job.ran_ms else None),
         ("Submitted", f"{when(job.created_at_ms)} by {spec.submitted_by or 'somebody'}"),
         ("Ended", None if job.ended_at_ms is None else when(job.ended_at_ms)),
@@ -162,6 +165,12 @@ def _facts(job: Job, row: dict[str, Any], now: int) -> None:
     for title, value in lines:
         if value is not None:
             print(f"{title + ':':<13}{plain(value)}")
+
+
+def _stall_limit(limit_s: float | None) -> str | None:
+    if limit_s is None:
+        return None
+    return f"{span(limit_s)} without a step" if limit_s else "none: it is never taken for hung"
 
 
 def _params(params: dict[str, Any]) -> str | None:

@@ -80,6 +80,10 @@ def submit(
     timeout: Annotated[str | None, typer.Option(help="Running time of all attempts: 90, 90s, 15m, 2h.")] = None,
     python: Annotated[Path | None, typer.Option(help="Run it with this interpreter.")] = None,
     attempt_timeout: Annotated[str | None, typer.Option(help="Running time of each attempt: 90, 90s, 15m, 2h.")] = None,
+    stall_limit: Annotated[
+        str | None,
+        typer.Option(metavar="TIME|none", help="No step for this long is a hang: 90s, 45m, none; default: learned."),
+    ] = None,
     priority: Annotated[Priority, typer.Option(help="Who goes first when a slot is free.")] = Priority.NORMAL,
     after: Annotated[
         list[str] | None, typer.Option(metavar="JOB", help="Wait until this job has succeeded. Repeatable.")
@@ -116,6 +120,7 @@ def submit(
         retries=_retries(settings.retries if retries is None else retries),
         timeout_s=None if timeout is None else parse.duration_s(timeout, "--timeout"),
         attempt_timeout_s=None if attempt_timeout is None else parse.duration_s(attempt_timeout, "--attempt-timeout"),
+        stall_limit_s=None if stall_limit is None else parse.stall_limit_s(stall_limit),
         priority=priority.value,
         after=_parents(settings, after or []),
         submitted_by=who(),
