@@ -7,13 +7,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from trackside.errors import TracksideError
 
 _AGAIN_S = 1.0
 _END = b"Updated:"  # the last line of each listing
+_KEPT = 40  # lines
 
 
 @dataclass(kw_only=True, slots=True)
@@ -23,14 +24,18 @@ class Watch:
     listings: int = 0
     starts: int = 0
     tracebacks: int = 0
+    told: list[bytes] = field(default_factory=list)  # the newest lines, so that a traceback can be shown
 
 
 everywhere = Watch()  # all that ran in this process, for the report
 
 
 @contextmanager
-def watched(url: Callable[[], str]) -> Iterator[Watch]:
-    """Run it until the block ends, anew whenever it ends by itself; `url` is the operator's, who may write no ts:*."""
+def watched(url: Callable[[], str], *, judge: bool = True) -> Iterator[Watch]:
+    """Run it until the block ends, anew whenever it ends by itself; `url` is the operator's, who may write no ts:*.
+
+    Raises AssertionError at the block's end when it had a traceback or never listed anything, unless the caller judges.
+    """
     over = threading.Event()
     watch = Watch()
     running: list[subprocess.Popen[bytes]] = []
@@ -54,6 +59,7 @@ def watched(url: Callable[[], str]) -> Iterator[Watch]:
                 for line in process.stdout or ():
                     watch.listings += line.startswith(_END)
                     watch.tracebacks += line.startswith(b"Traceback")
+                    watch.told = [*watch.told[-_KEPT:], line]
 
     thread = threading.Thread(target=run, name="rq info")
     thread.start()
@@ -67,3 +73,6 @@ def watched(url: Callable[[], str]) -> Iterator[Watch]:
         everywhere.listings += watch.listings
         everywhere.starts += watch.starts
         everywhere.tracebacks += watch.tracebacks
+    if judge:
+        assert watch.tracebacks == 0, b"rq info had a traceback:\n" + b"".join(watch.told)
+        assert watch.listings > 0, b"rq info listed nothing:\n" + b"".join(watch.told)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 # Every step depends on the one before and on the random state; `--fault` strikes at step `--at`, in the first attempt
-# unless its name begins with "always".
+# unless its name begins with "always". A file of the job's id in the folder `--poison` spoils one step's loss.
 TRAIN: Final = """
 import argparse, ctypes, hashlib, os, random, resource, shutil, time
 import torch
@@ -19,6 +19,7 @@ parser.add_argument("--width", type=int, default=16)
 parser.add_argument("--fault", default="none")
 parser.add_argument("--at", type=int, default=70)
 parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--poison", default=None)
 args = parser.parse_args()
 
 run = trackside.init()
@@ -85,6 +86,16 @@ def strike(step):
         os.kill(os.getpid(), 9)
 
 
+def poisoned():
+    if args.poison is None:
+        return False
+    try:
+        os.unlink(os.path.join(args.poison, run.id))
+    except FileNotFoundError:
+        return False
+    return True
+
+
 for step in run.steps(args.steps):
     strike(step)
     if loader is not None:
@@ -93,7 +104,7 @@ for step in run.steps(args.steps):
     loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
     if args.fault == "nan" and run.attempt == 1 and step >= args.at:
         loss = loss * float("nan")
-    if args.fault == "always-nan" and step >= args.at:
+    if (args.fault == "always-nan" and step >= args.at) or poisoned():
         loss = loss * float("nan")
     optimizer.zero_grad()
     loss.backward()

@@ -1,7 +1,12 @@
-"""Many jobs on four slots while faults strike at chance moments, one every twenty seconds on average.
+"""Many jobs on four slots of two hosts while faults strike at chance moments, one every twenty seconds on average.
 
-The oracle looks all the time and judges everything at the end. Prints a table, writes JSON, exits 1 if any promise was
-broken. Run it with `make soak` (an hour) or `make soak SECONDS=300`.
+Two supervisors run all the time, and the second host's line to the server is one of the things that break. How many
+faults there are is fixed, when they come is chance; were both chance, one five-minute soak in forty would see half of
+them at most. The kinds come in turns of chance order, so that a short soak sees each. The oracle looks all the time and
+judges everything at the end.
+
+Prints a table, writes JSON, exits 1 if any promise was broken. Run it with `make soak` (an hour) or
+`make soak SECONDS=300`.
 """
 
 from __future__ import annotations
@@ -26,11 +31,13 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from chaos.beside import HOST, Beside, beside
+from chaos.menu import Kind, menu
 from chaos.rqinfo import watched
 from chaos.scripts import TRAIN
 from trackside import launcher, oracle, witness
-from trackside.cli import faults
 from trackside.cli.rehearse import leftovers, rules
+from trackside.cli.scene import Scene
 from trackside.cli.throwaway import QUICK, Throwaway, now_ms, throwaway
 from trackside.errors import TracksideError
 from trackside.models import EventKind, JobSpec, JobState, Role
@@ -40,18 +47,9 @@ from trackside.testing import wait_until
 STEP_MS: Final = 20.0
 EVERY: Final = 25
 BUSY_SHARE: Final = 0.85  # of the time that the jobs would take undisturbed, so that they end about when the time is up
-MENU: Final = {
-    "training killed": faults.kill_training,
-    "worker killed": faults.kill_worker,
-    "agent killed": faults.kill_agent,
-    "host killed": faults.kill_host,
-    "supervisor killed": faults.kill_supervisor,
-    "server killed": faults.kill_server,
-    "server frozen": faults.freeze_server,
-    "training frozen": faults.freeze_training,
-    "trainer stopped in order": faults.stop_trainer,
-    "storm of stop signals": faults.storm_of_signals,
-}
+STALL_S: Final = 10.0
+SETTINGS: Final = {**QUICK, "host": "alpha", "stall_limit_s": str(STALL_S), "stall_floor_s": str(STALL_S)}
+_RETRY_S: Final = 5.0  # for a fault that finds nobody to strike
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,36 +69,50 @@ class Soak:
     system: Throwaway
     rng: random.Random
     job_ids: list[str]
+    beside: Beside
+    kinds: dict[str, Kind]
+    due_s: list[float] = field(default_factory=list)  # moments at which a fault is due, since the beginning
+    turn: list[str] = field(default_factory=list)  # kinds that have not struck in this turn
     struck: list[Strike] = field(default_factory=list)
     missed: int = 0
     samples: list[Sample] = field(default_factory=list)
     blind: int = 0  # looks that found no server
+    looks: int = 0  # that found one
+    guarded: int = 0  # of them, those that saw more than one supervisor
     orphans: set[str] = field(default_factory=set)
     suspects: dict[int, tuple[float, str]] = field(default_factory=dict)
 
-    def strike(self, at_s: float) -> None:
-        name = self.rng.choice(sorted(MENU))
-        running = sorted(beat.job for beat in self.system.beats(Role.WORKER) if beat.job in self.job_ids and beat.job)
-        if not running:
-            self.missed += 1
-            return
+    def strike(self, at_s: float) -> bool:
+        """Do the next kind of fault to a job of chance; whether anybody was there to be struck."""
+        if not self.turn:
+            self.turn = self.rng.sample(sorted(self.kinds), len(self.kinds))
+        name = self.turn[-1]
+        kind = self.kinds[name]
         try:
+            workers = [beat for beat in self.system.beats(Role.WORKER) if kind.host in (None, beat.host)]
+            running = sorted(beat.job for beat in workers if beat.job in self.job_ids and beat.job)
+            if not running:
+                return False
             with ExitStack() as stack:
-                scene = faults.Scene(system=self.system, job=self.rng.choice(running), rng=self.rng, stack=stack)
-                harm = MENU[name](scene)
+                scene = Scene(system=self.system, job=self.rng.choice(running), rng=self.rng, stack=stack)
+                harm = kind.inject(scene)
         except (TracksideError, LookupError):  # the chosen one had just ended, or its victim is not back yet
-            self.missed += 1
-            return
+            return False
+        self.turn.pop()
         self.struck.append(Strike(at_s=round(at_s, 1), at_ms=harm.at_ms, name=name, job=scene.job))
+        return True
 
     def look(self) -> bool:
         """One sample; whether every job has ended."""
         try:
             sample = witness.sample(self.system.store, self.job_ids, now_ms())
             found = witness.orphans(self.system.store, self.system.home)
+            supervisors = len(self.system.beats(Role.SUPERVISOR))
         except TracksideError:
             self.blind += 1
             return False
+        self.looks += 1
+        self.guarded += supervisors > 1
         if not self.samples or sample.states != self.samples[-1].states or sample.live != self.samples[-1].live:
             self.samples.append(sample)
         now_s = time.monotonic()
@@ -126,24 +138,34 @@ def main() -> int:
     )
     home = Path(tempfile.mkdtemp(prefix="ts-soak-"))
     script = home / "project" / "train.py"
-    script.parent.mkdir()
+    poison = home / "poison"
+    for folder in (script.parent, poison):
+        folder.mkdir()
     script.write_text(TRAIN)
+    there = args.slots // 2
     with (
-        throwaway(home / "home", slots=f"cpu:{args.slots}", settings=QUICK) as system,
-        watched(lambda: launcher.client_url(system.settings, "operator", tcp=True)) as rq_info,
+        throwaway(home / "home", slots=f"cpu:{args.slots - there}", settings=SETTINGS) as system,
+        watched(lambda: launcher.client_url(system.settings, "operator", tcp=True), judge=False) as rq_info,
+        beside(system, home / HOST, there, seed) as second,
     ):
-        base, step_s, spec = undisturbed(system, script, steps, args.slots)
-        soak = Soak(system=system, rng=random.Random(seed), job_ids=submit(system, spec, args.jobs))
-        began_s = time.monotonic()
+        base, step_s, spec = undisturbed(system, script, steps, args.slots, poison)
+        soak = Soak(
+            system=system, rng=random.Random(seed), job_ids=submit(system, spec, args.jobs), beside=second,
+            kinds=menu(second, poison),
+        )  # fmt: skip
+        began_s, listed = time.monotonic(), rq_info.listings
         disturb(soak, args.seconds, args.mean_s, console)
         took_s = time.monotonic() - began_s
+        listed = rq_info.listings - listed
         history, violations = judge(soak, base)
+    violations += honest(soak, listed, rq_info.tracebacks, took_s, planned(args.seconds, args.mean_s))
     share = args.jobs * steps * step_s / args.slots / took_s
     report = told(
         soak,
         history,
         violations,
-        rq_info_listings=rq_info.listings,
+        rq_info_listings=listed,
+        rq_info_tracebacks=rq_info.tracebacks,
         seed=seed,
         took_s=took_s,
         share=share,
@@ -163,9 +185,11 @@ def main() -> int:
     return 0
 
 
-def undisturbed(system: Throwaway, script: Path, steps: int, slots: int) -> tuple[JobHistory, float, JobSpec]:
+def undisturbed(
+    system: Throwaway, script: Path, steps: int, slots: int, poison: Path
+) -> tuple[JobHistory, float, JobSpec]:
     """As many runs at once as there are slots: what they give, and how long a step of theirs takes."""
-    argv = ("--steps", str(steps), "--step-ms", str(STEP_MS), "--every", str(EVERY))
+    argv = ("--steps", str(steps), "--step-ms", str(STEP_MS), "--every", str(EVERY), "--poison", str(poison))
     job_ids = [system.submit(script, *argv) for _ in range(slots)]
     for job_id in job_ids:
         assert system.ended(job_id, 120.0 + steps).state is JobState.SUCCEEDED, system.job(job_id)
@@ -184,16 +208,27 @@ def submit(system: Throwaway, spec: JobSpec, count: int) -> list[str]:
     return [system.store.submit(f"soak-{number:02d}", "soak", spec).id for number in range(count)]
 
 
+def planned(seconds: float, mean_s: float) -> int:
+    """How many faults are due in a soak."""
+    return max(1, round(seconds / mean_s))
+
+
 def disturb(soak: Soak, seconds: float, mean_s: float, console: Console) -> None:
     """Strike at chance moments until the time is up, then let everything end."""
+    # Given their number, the moments of a Poisson process are independent and uniform.
+    soak.due_s = sorted(soak.rng.uniform(0.0, seconds) for _ in range(planned(seconds, mean_s)))
     began_s = time.monotonic()
-    due_s = soak.rng.expovariate(1 / mean_s)
     told_s = 0.0
     while not soak.look():
+        soak.beside.keep()
         at_s = time.monotonic() - began_s
-        if at_s >= due_s and at_s < seconds:
-            soak.strike(at_s)
-            due_s += soak.rng.expovariate(1 / mean_s)
+        if soak.due_s and at_s >= soak.due_s[0]:
+            if soak.strike(at_s):
+                soak.due_s.pop(0)
+            elif at_s - soak.due_s[0] > _RETRY_S:
+                soak.due_s.pop(0)
+                soak.missed += 1
+                soak.turn.insert(0, soak.turn.pop())
         if at_s - told_s >= 30:
             told_s = at_s
             states = Counter(soak.samples[-1].states.values()) if soak.samples else {}
@@ -202,6 +237,20 @@ def disturb(soak: Soak, seconds: float, mean_s: float, console: Console) -> None
         if at_s > 2 * seconds + 120:
             return  # what has not ended by now is stuck, and the oracle says so
         time.sleep(0.2)
+
+
+def honest(soak: Soak, listings: int, tracebacks: int, took_s: float, due: int) -> list[Violation]:
+    """What would make this soak one that proves nothing."""
+    found = []
+    if len(soak.struck) < due / 2:
+        found.append(f"{len(soak.struck)} faults struck, {due} were due")
+    if tracebacks:
+        found.append(f"rq info had {tracebacks} tracebacks")
+    if listings < took_s / 5:
+        found.append(f"rq info listed everything {listings} times in {took_s:.0f} s")
+    if soak.guarded < soak.looks / 2:
+        found.append(f"only {soak.guarded} of {soak.looks} looks saw two supervisors")
+    return [Violation(invariant="soak", job=None, what=what) for what in found]
 
 
 def judge(soak: Soak, base: JobHistory) -> tuple[History, list[Violation]]:
@@ -238,7 +287,11 @@ def told(soak: Soak, history: History, violations: list[Violation], **facts: Any
         "faults_by_kind": dict(Counter(strike.name for strike in soak.struck)),
         "recoveries_by_kind": recoveries(soak.struck, history),
         "faults_missed": soak.missed,
+        "looks": soak.looks,
         "looks_without_a_server": soak.blind,
+        "looks_with_two_supervisors": soak.guarded,
+        "starts_of_second_supervisor": soak.beside.supervisor.starts,
+        "starts_of_second_host": soak.beside.host.starts,
         "jobs": len(soak.job_ids),
         "jobs_by_state": dict(Counter(each.job.state.value for each in history.jobs)),
         "attempts": sum(each.job.attempt for each in history.jobs),
@@ -289,7 +342,8 @@ def table(report: dict[str, Any]) -> Table:
         [("undisturbed step", f"{report['step_s'] * 1000:.1f} ms")],
         ((name.replace("_", " "), _shown(report[name])) for name in (
             "faults", "faults_by_kind", "jobs_by_state", "attempts", "attempts_by_reason", "steps_done_again",
-            "steps_lost", "doubled", "rq_info_listings",
+            "steps_lost", "doubled", "faults_missed", "looks", "looks_with_two_supervisors", "rq_info_listings",
+            "rq_info_tracebacks",
         )),
         [("promises broken", str(len(report["violations"])))],
     )  # fmt: skip

@@ -23,8 +23,9 @@ from chaos.ranks import RANKS
 from chaos.viewers import Viewers, dashboard
 from trackside import launcher, witness
 from trackside.bus.client import connect
-from trackside.cli.faults import Fault, Harm, Scene
+from trackside.cli.faults import Fault
 from trackside.cli.rehearse import Baseline, Result, baseline, healed, rehearse
+from trackside.cli.scene import Harm, Scene
 from trackside.cli.throwaway import Throwaway, now_ms, throwaway
 from trackside.models import Reason, Role
 from trackside.processes import descendants

@@ -15,12 +15,14 @@ from typing import Any, Final
 
 import pytest
 
-from chaos.conftest import SEED, SETTINGS
+from chaos.conftest import SEED, SETTINGS, also
 from chaos.proxy import Proxy
 from chaos.rqinfo import watched
+from chaos.standstill import Blind
 from trackside.bus.client import without_password
-from trackside.cli.faults import Fault, Harm, Scene, kill_training
+from trackside.cli.faults import Fault, kill_training
 from trackside.cli.rehearse import Baseline, Result, baseline, healed, rehearse
+from trackside.cli.scene import Harm, Scene
 from trackside.cli.throwaway import Throwaway, now_ms, throwaway
 from trackside.models import Reason, Role
 from trackside.server import EmbeddedServer, ServerBinary
@@ -147,6 +149,11 @@ FAULTS: Final[tuple[tuple[str, str, Callable[[Network, Scene], Harm], dict[str, 
         lambda network, scene: partition(network, scene, swallow_replies=True),
         {"attempts_max": 1},
     ),
+    (
+        "F32b", "requests do not arrive",
+        lambda network, scene: partition(network, scene, swallow_requests=True),
+        {"attempts_max": 1},
+    ),
     ("F31a", "trainer cut off, supervisor sees", partition_of_the_host, {"attempts_max": 3, "reasons": (_LOST,)}),
     (
         "F33", "200 ms +- 100 ms, 5 % resets, 64 kB/s",
@@ -161,6 +168,12 @@ FAULTS: Final[tuple[tuple[str, str, Callable[[Network, Scene], Harm], dict[str, 
 )  # fmt: skip
 
 
+# Steps slow enough to outlast the fault: it must still be training when a second supervisor has come up, or when the
+# server is in reach again.
+SLOW: Final = {"F31a": "40", "F31": "60", "F32": "60", "F32b": "60"}
+BLIND: Final = ("F31", "F32", "F32b")
+
+
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault[0] for fault in FAULTS])
 def test_every_promise_is_held_when(
     fault: tuple[str, str, Callable[[Network, Scene], Harm], dict[str, Any]],
@@ -168,13 +181,18 @@ def test_every_promise_is_held_when(
     script: Path,
     rng: random.Random,
     judged: Callable[[Result], None],
+    figure: Callable[[str], None],
 ) -> None:
     id_, name, harm, facts = fault
-    each = Fault(id=id_, name=name, inject=lambda scene: harm(network, scene), **facts)
+    blind = Blind(inject=lambda scene: harm(network, scene))
+    inject = blind if id_ in BLIND else blind.inject
+    each = Fault(id=id_, name=name, inject=inject, **facts)
     healed(network.system)
-    # Slow steps: it must still be training when a second supervisor has come up.
-    argv = ("--step-ms", "40") if id_ == "F31a" else ()
-    judged(rehearse(network.system, each, lambda: network.system.submit(script, *argv), network.undisturbed, rng))
+    argv = ("--step-ms", SLOW[id_]) if id_ in SLOW else ()
+    result = rehearse(network.system, each, lambda: network.system.submit(script, *argv), network.undisturbed, rng)
+    for line in blind.figures:
+        figure(f"{id_}: {line}")
+    judged(also(result, *blind.broken))
 
 
 def test_the_proxy_itself_loses_what_it_is_told_to(network: Network) -> None:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import pytest
 
+from chaos.conftest import also
+from chaos.standstill import Blind
 from trackside.cli.faults import FAULTS, Fault
 from trackside.cli.rehearse import Baseline, Result, rehearse
 from trackside.cli.throwaway import Throwaway
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
+# Nobody reaches the server until the fault is over, and the training goes on: with steps slow enough to outlast it.
+BLIND: Final = ("F22", "F26")
+SLOW: Final = ("--step-ms", "30")
 
 
 @pytest.mark.parametrize(
@@ -26,5 +33,13 @@ def test_every_promise_is_held_when(
     undisturbed: Baseline,
     rng: random.Random,
     judged: Callable[[Result], None],
+    figure: Callable[[str], None],
 ) -> None:
-    judged(rehearse(system, fault, lambda: system.submit(script), undisturbed, rng))
+    blind = Blind(inject=fault.inject)
+    argv: tuple[str, ...] = ()
+    if fault.id in BLIND:
+        fault, argv = replace(fault, inject=blind), SLOW
+    result = rehearse(system, fault, lambda: system.submit(script, *argv), undisturbed, rng)
+    for line in blind.figures:
+        figure(f"{fault.id}: {line}")
+    judged(also(result, *blind.broken))

@@ -18,8 +18,9 @@ from chaos.rqinfo import Watch
 from trackside import launcher, witness
 from trackside.bus import keys
 from trackside.bus.client import connect
-from trackside.cli.faults import FAULTS, Fault, Harm, Scene, frozen
+from trackside.cli.faults import FAULTS, Fault
 from trackside.cli.rehearse import Baseline, Result, judge, rehearse
+from trackside.cli.scene import Harm, Scene, frozen
 from trackside.cli.throwaway import Throwaway, now_ms
 from trackside.errors import BusDenied
 from trackside.models import Role

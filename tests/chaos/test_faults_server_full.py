@@ -15,8 +15,10 @@ import pytest
 
 from chaos.away import Away, away
 from chaos.conftest import also
-from trackside.cli.faults import Fault, Harm, Scene
+from chaos.standstill import journal_of, standstill, step_times
+from trackside.cli.faults import Fault
 from trackside.cli.rehearse import Result, healed, rehearse
+from trackside.cli.scene import Harm, Scene
 from trackside.cli.throwaway import now_ms
 from trackside.server import ServerBinary
 from trackside.testing import wait_until
@@ -59,8 +61,7 @@ def told(full: Away, *words: str) -> str:
 
 def steps(full: Away, job_id: str) -> int:
     """How far the training has come by its own journal, which needs no server."""
-    (journal,) = (full.system.home / "jobs" / job_id / "attempts").glob("1/journal.jsonl")
-    return journal.read_text().count('"k":"m"')
+    return len(step_times(journal_of(full.system.home, job_id, 1)))
 
 
 @pytest.mark.parametrize(
@@ -97,8 +98,8 @@ def test_training_goes_on_people_are_told_and_all_arrives_later(
                 broken.append(f"`trackside {command[0]}` does not say {words!r}: {said}")
         time.sleep(max(0.0, 2 * system.settings.beat_ttl_s - (time.monotonic() - began_s)))
         done, took_s = steps(full, scene.job) - began, time.monotonic() - began_s
-        if done == 0:
-            broken.append("the training stood still")
+        times = step_times(journal_of(system.home, scene.job, 1))
+        broken.extend(standstill(times, harm.at_ms, now_ms()))
         if missing := before - state(full):
             broken.append(f"the server dropped {sorted(missing)[:3]}")
         figure(f"{id_}: alarm after {alarm_s:.2f} s; {done} steps in the {took_s:.1f} s without writes")

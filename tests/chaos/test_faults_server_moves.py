@@ -16,8 +16,9 @@ import pytest
 from chaos.away import USER, Away, away
 from chaos.conftest import also
 from trackside.bus.client import connect
-from trackside.cli.faults import Fault, Harm, Scene
+from trackside.cli.faults import Fault
 from trackside.cli.rehearse import Result, healed, rehearse
+from trackside.cli.scene import Harm, Scene
 from trackside.cli.throwaway import now_ms
 from trackside.server import ServerBinary
 from trackside.testing import wait_until

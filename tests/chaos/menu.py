@@ -1,0 +1,71 @@
+"""What may strike in a soak."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from chaos.beside import HOST, Beside
+from trackside.cli import faults
+from trackside.cli.scene import Harm, Scene, frozen, signal_all
+from trackside.cli.throwaway import now_ms
+from trackside.models import Role
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kind:
+    """A kind of fault, and on which host its victim must run (None: any)."""
+
+    inject: Callable[[Scene], Harm]
+    host: str | None = None
+
+
+def menu(it: Beside, poison: Path) -> dict[str, Kind]:
+    """What may strike, by name."""
+    return {
+        "training killed": Kind(inject=faults.kill_training),
+        "worker killed": Kind(inject=faults.kill_worker),
+        "agent killed": Kind(inject=faults.kill_agent),
+        "host killed": Kind(inject=faults.kill_host),
+        "supervisor killed": Kind(inject=faults.kill_supervisor),
+        "leader frozen": Kind(inject=freeze_leader),
+        "server killed": Kind(inject=faults.kill_server),
+        "server frozen": Kind(inject=faults.freeze_server),
+        "training frozen": Kind(inject=faults.freeze_training),
+        "training hangs": Kind(inject=hang_training),
+        "loss is no number": Kind(inject=lambda scene: spoil_loss(scene, poison)),
+        "trainer stopped in order": Kind(inject=faults.stop_trainer),
+        "storm of stop signals": Kind(inject=faults.storm_of_signals),
+        "host cut off": Kind(inject=it.cut_off, host=HOST),
+        "answers to a host lost": Kind(inject=it.keep_answers, host=HOST),
+        "reports of a host lost": Kind(inject=it.keep_requests, host=HOST),
+        "connections of a host reset": Kind(inject=it.reset, host=HOST),
+    }
+
+
+def freeze_leader(scene: Scene) -> Harm:
+    """The leader sleeps past its lease, and wakes beside its successor."""
+    leader = scene.system.beat(Role.SUPERVISOR)
+    harm = Harm(at_ms=now_ms())
+    with frozen([leader.pid]):
+        time.sleep(2 * scene.system.settings.lease_ttl_s)
+    return harm
+
+
+def hang_training(scene: Scene) -> Harm:
+    """It stands still for good: its worker has to notice, and end it."""
+    pid = scene.worker().attempt_pid
+    harm = Harm(at_ms=now_ms())
+    signal_all([pid] if pid else [], signal.SIGSTOP)
+    return harm
+
+
+def spoil_loss(scene: Scene, poison: Path) -> Harm:
+    """The next step's loss is NaN, and so are the weights after it."""
+    scene.worker()
+    harm = Harm(at_ms=now_ms())
+    (poison / scene.job).touch()
+    return harm

@@ -1,0 +1,86 @@
+"""An attempt that was overtaken while its host slept wakes up: it changes nothing, knows why, and is gone at once."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from chaos.conftest import also
+from trackside.cli.faults import Fault
+from trackside.cli.rehearse import Baseline, Result, rehearse
+from trackside.cli.scene import Harm, Scene, frozen
+from trackside.cli.throwaway import Throwaway, now_ms
+from trackside.models import Reason, Role
+from trackside.processes import alive, descendants, start_time
+from trackside.testing import wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
+END_S: Final = 2.0  # from its waking to its end
+LIMIT_S: Final = 20.0  # after which nobody waits any longer for it
+
+
+def belongings(system: Throwaway, job_id: str, number: int) -> dict[str, object]:
+    """All that an attempt could still change: its checkpoints' files and their sizes, its record, what was accepted."""
+    folder = system.home / "jobs" / job_id / "checkpoints"
+    paths = [path for path in folder.rglob("*") if f"-a{number}" in str(path.relative_to(folder))]
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in paths if path.is_file()}
+    accepted = [ref for ref in system.job(job_id).checkpoints if ref.attempt == number]
+    record = system.ask(lambda: system.store.attempt(job_id, number))
+    return {"files": sizes, "record": record, "accepted": accepted}
+
+
+def fenced(system: Throwaway, job_id: str, number: int) -> bool:
+    """Whether the trainer's log says that it was."""
+    for path in (system.home / "logs").glob("trainer*.log"):
+        for line in path.read_text(errors="replace").splitlines():
+            if '"attempt_fenced"' in line:
+                told = json.loads(line)
+                if (told.get("job"), told.get("attempt")) == (job_id, number):
+                    return True
+    return False
+
+
+def test_an_overtaken_attempt_changes_nothing_and_ends_fenced(
+    system: Throwaway,
+    script: Path,
+    undisturbed: Baseline,
+    rng: random.Random,
+    judged: Callable[[Result], None],
+    figure: Callable[[str], None],
+) -> None:
+    broken: list[str] = []
+
+    def inject(scene: Scene) -> Harm:
+        beat = scene.worker()
+        number = beat.attempt or 0
+        zombie, started = beat.attempt_pid or 0, start_time(beat.attempt_pid or 0)
+        harm = Harm(at_ms=now_ms())
+        with frozen([system.beat(Role.AGENT).pid, beat.pid, *descendants(beat.pid)]):
+            wait_until(lambda: scene.entries().get(number + 1, 0) > 1, 30.0, "no other attempt logs")
+            before = belongings(system, scene.job, number)
+            harm.samples.append(scene.look())
+        woken_s = time.monotonic()
+        wait_until(lambda: not alive(zombie, started), LIMIT_S, "the overtaken attempt does not end", every_s=0.002)
+        took_s = time.monotonic() - woken_s
+        harm.samples.append(scene.look())
+        after = belongings(system, scene.job, number)
+        wait_until(lambda: fenced(system, scene.job, number), 5.0, "no log says that it was fenced")
+        figure(f"F05: the overtaken attempt ended {took_s:.2f} s after it woke")
+        broken.extend(
+            f"its {what} changed: {before[what]} became {after[what]}" for what in after if after[what] != before[what]
+        )
+        if took_s > END_S:
+            broken.append(f"it lived for {took_s:.2f} s")
+        return harm
+
+    fault = Fault(
+        id="F05a", name="overtaken attempt wakes, all it has is watched", inject=inject,
+        reasons=(frozenset({Reason.LOST, Reason.KILLED}),),
+    )  # fmt: skip
+    judged(also(rehearse(system, fault, lambda: system.submit(script), undisturbed, rng), *broken))
