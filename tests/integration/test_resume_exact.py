@@ -1,8 +1,7 @@
 """A job that is killed or stopped anywhere ends with the very weights and losses of one that ran undisturbed.
 
-Each attempt runs in a process of its own, as a worker starts it. The kill is SIGKILL at a step drawn from a seed. The
-red controls leave one thing out of what a resume restores, and must then differ: they prove that equality means
-something.
+Each attempt of an example runs in a process of its own, as a worker starts it. The kill is SIGKILL at a step drawn from
+a seed. That equality means something is shown by `test_resume_points.py`, which leaves out one part after another.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,8 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trackside.sdk.context import AttemptContext, Program
-from trackside.sdk.journal import JournalReader
+from attempts import context, records
+from trackside.sdk.context import Program
 from trackside.sdk.page import Command, ControlPage
 from trackside.testing import wait_until
 
@@ -55,23 +53,10 @@ class Job:
         self.attempts += 1
         folder = self.root / "attempts" / str(self.attempts)
         folder.mkdir(parents=True)
-        context = AttemptContext(
-            job="job-1",
-            attempt=self.attempts,
-            name="job",
-            slot="host-cpu0",
-            params={},
-            attempt_dir=folder,
-            journal=folder / "journal.jsonl",
-            page=folder / "page",
-            work_dir=self.root / "work",
-            files_dir=self.root / "files",
-            checkpoints_dir=self.root / "checkpoints",
-            program=Program(
-                kind="script", target="train.py", argv=("--steps", str(STEPS), "--every", str(EVERY), "--step-ms", "10")
-            ),
-        )
-        context.to_file(folder / "attempt.json")
+        argv = ("--steps", str(STEPS), "--every", str(EVERY), "--step-ms", "10")
+        program = Program(kind="script", target="train.py", argv=argv)
+        found = context(folder, self.attempts, root=self.root, files_dir=self.root / "files", program=program)
+        found.to_file(folder / "attempt.json")
         page = ControlPage.create(folder / "page")
         process = subprocess.Popen(
             [sys.executable, "-m", "trackside.sdk.runner"],
@@ -110,9 +95,8 @@ class Job:
         """The hash of (step, loss), each step as its highest attempt told it."""
         canonical: dict[int, float] = {}
         for attempt in range(1, self.attempts + 1):
-            for _, record in JournalReader(self.root / "attempts" / str(attempt) / "journal.jsonl"):
-                if record["k"] == "m":
-                    canonical[record["s"]] = record["m"]["loss"]
+            for record in records(self.root / "attempts" / str(attempt) / "journal.jsonl", "m"):
+                canonical[record["s"]] = record["m"]["loss"]
         assert sorted(canonical) == list(range(1, STEPS + 1))
         return hashlib.sha256(repr(sorted(canonical.items())).encode()).hexdigest()
 
@@ -121,8 +105,7 @@ class Job:
         return [
             record["from"]
             for attempt in range(1, self.attempts + 1)
-            for _, record in JournalReader(self.root / "attempts" / str(attempt) / "journal.jsonl")
-            if record["k"] == "begin"
+            for record in records(self.root / "attempts" / str(attempt) / "journal.jsonl", "begin")
         ]
 
 
@@ -174,28 +157,3 @@ def test_a_job_whose_newest_checkpoint_is_damaged_still_ends_the_same(
 
     assert (result.weights, result.losses) == (undisturbed["digits.py"].weights, undisturbed["digits.py"].losses)
     assert (tmp_path / "job" / "checkpoints" / f"damaged-{newest.name}").is_dir()
-
-
-LEFT_OUT = {
-    "optimizer": ("optimizer=optimizer, ", ""),
-    "schedule": ("schedule=schedule, ", ""),
-    "random state": (
-        "import trackside\n",
-        "import trackside\nimport trackside.sdk.torch_state as t\nt.restore_rng = lambda s: []\n",
-    ),
-    "data position": ("start=state.step * BATCH", "start=0"),
-}
-
-
-@pytest.mark.parametrize("what", LEFT_OUT)
-def test_what_is_left_out_of_a_resume_shows(tmp_path: Path, undisturbed: dict[str, Result], what: str) -> None:
-    script = (EXAMPLES / "digits.py").read_text()
-    old, new = LEFT_OUT[what]
-    assert script.count(old) == 1
-    job = Job(tmp_path / "job", script.replace(old, new))
-    job.cut(2 * EVERY, Command.PREEMPT)
-    result = job.finish()
-
-    assert result.weights != undisturbed["digits.py"].weights
-    assert result.losses != undisturbed["digits.py"].losses
-    shutil.rmtree(tmp_path / "job")

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from attempts import context, records
 from trackside import processes
-from trackside.sdk.context import AttemptContext, Program, ResumePoint
-from trackside.sdk.journal import JournalReader
+from trackside.sdk.context import Program, ResumePoint
 from trackside.sdk.page import Command, ControlPage
 from trackside_trainer import launch
 
@@ -124,29 +124,15 @@ class Job:
         folder = self.root / "attempts" / str(self.attempts)
         folder.mkdir(parents=True)
         argv = (self.model, "--steps", str(STEPS), "--every", str(EVERY), *options)
-        context = AttemptContext(
-            job="job-1",
-            attempt=self.attempts,
-            name="job",
-            slot="host-cpu0",
-            params={},
-            attempt_dir=folder,
-            journal=folder / "journal.jsonl",
-            page=folder / "page",
-            work_dir=self.root / "work",
-            files_dir=self.root / "files",
-            checkpoints_dir=self.root / "checkpoints",
-            program=Program(kind="script", target="train.py", argv=argv),
-            resume=tuple(resume),
-        )
-        context.to_file(folder / "attempt.json")
+        program = Program(kind="script", target="train.py", argv=argv)
+        files = self.root / "files"
+        made = context(folder, self.attempts, root=self.root, files_dir=files, program=program, resume=tuple(resume))
+        made.to_file(folder / "attempt.json")
         page = ControlPage.create(folder / "page")
         if resume:
             page.accepted = resume[0].step
         began_s = time.monotonic()
-        started = launch.start(
-            context, folder / "attempt.json", output=folder / "output.log", python=None, home=self.root
-        )
+        started = launch.start(made, folder / "attempt.json", output=folder / "output.log", python=None, home=self.root)
         return Attempt(pid=started.pid, pidfd=started.pidfd, page=page, began_s=began_s)
 
     def finish(self, *options: str) -> Result:
@@ -180,8 +166,7 @@ class Job:
     def records(self) -> Iterator[dict[str, Any]]:
         """All journal lines, in the order of the attempts."""
         for number in range(1, self.attempts + 1):
-            for _, record in JournalReader(self.root / "attempts" / str(number) / "journal.jsonl"):
-                yield record
+            yield from records(self.root / "attempts" / str(number) / "journal.jsonl")
 
     def output(self) -> str:
         return (self.root / "attempts" / str(self.attempts) / "output.log").read_text()[-3000:]

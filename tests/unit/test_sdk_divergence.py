@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import trackside
+from attempts import context
+from attempts import records as read
 from trackside.errors import Diverged
 from trackside.sdk import outcome
-from trackside.sdk.context import AttemptContext, Program
 from trackside.sdk.divergence import Watch
-from trackside.sdk.journal import JournalReader
 from trackside.sdk.page import Command, ControlPage
 from trackside.sdk.run import Run, set_current
 
@@ -23,22 +23,17 @@ NAN = "NaN"
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Run]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    monkeypatch.setattr("trackside.sdk.checkpointer._PATIENCE_S", 30.0)  # a slow disk leaves no checkpoint out
     ControlPage.create(tmp_path / "page")
-    run = Run.of_attempt(
-        AttemptContext(
-            job="j", attempt=1, name="j", slot="s", params={}, attempt_dir=tmp_path, work_dir=tmp_path,
-            journal=tmp_path / "journal.jsonl", page=tmp_path / "page", files_dir=tmp_path / "files",
-            checkpoints_dir=tmp_path / "checkpoints", program=Program(kind="script", target="t.py"),
-        )
-    )  # fmt: skip
+    run = Run.of_attempt(context(tmp_path))
     set_current(run)
     yield run
     set_current(None)
 
 
 def records(run: Run, kind: str) -> list[dict[str, Any]]:
-    return [record for _, record in JournalReader(run.dir.parent / "journal.jsonl") if record["k"] == kind]
+    return read(run.dir.parent / "journal.jsonl", kind)
 
 
 def train(run: Run, loss_of: Callable[[int], Any], total: int = 20) -> None:

@@ -18,10 +18,11 @@ import pytest
 import torch
 
 import trackside
+from attempts import context
+from attempts import records as read
 from trackside.errors import CheckpointError, ConfigurationError, NotInJob, StopRequested
 from trackside.sdk import torch_state
-from trackside.sdk.context import AttemptContext, Program, ResumePoint
-from trackside.sdk.journal import JournalReader
+from trackside.sdk.context import ResumePoint
 from trackside.sdk.page import Command, ControlPage, Phase
 from trackside.sdk.run import Run, set_current
 
@@ -29,28 +30,14 @@ MakeRun = Callable[..., Run]
 
 
 @pytest.fixture
-def make_run(tmp_path: Path) -> Iterator[MakeRun]:
+def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeRun]:
+    monkeypatch.setattr("trackside.sdk.checkpointer._PATIENCE_S", 30.0)  # a slow disk leaves no checkpoint out
+
     def make(attempt: int = 1, resume: tuple[ResumePoint, ...] | None = None) -> Run:
         folder = tmp_path / "attempts" / str(attempt)
         folder.mkdir(parents=True)
         ControlPage.create(folder / "page")
-        run = Run.of_attempt(
-            AttemptContext(
-                job="digits-1",
-                attempt=attempt,
-                name="digits",
-                slot="host-cpu0",
-                params={"lr": 0.1},
-                attempt_dir=folder,
-                journal=folder / "journal.jsonl",
-                page=folder / "page",
-                work_dir=tmp_path,
-                files_dir=folder / "files",
-                checkpoints_dir=tmp_path / "checkpoints",
-                program=Program(kind="script", target="train.py"),
-                resume=resume,
-            )
-        )
+        run = Run.of_attempt(context(folder, attempt, root=tmp_path, params={"lr": 0.1}, resume=resume))
         set_current(run)
         return run
 
@@ -59,8 +46,7 @@ def make_run(tmp_path: Path) -> Iterator[MakeRun]:
 
 
 def records(run: Run, kind: str | None = None) -> list[dict[str, Any]]:
-    path = run.dir.parent / "journal.jsonl"
-    return [record for _, record in JournalReader(path) if kind is None or record["k"] == kind]
+    return read(run.dir.parent / "journal.jsonl", kind)
 
 
 def page_of(run: Run) -> ControlPage:
