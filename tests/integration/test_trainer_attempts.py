@@ -21,7 +21,7 @@ import redis
 
 from trackside.bus import queue, streams
 from trackside.bus.acl import USERS
-from trackside.models import EventKind, JobState, Program, Reason
+from trackside.models import EventKind, JobState, Reason
 from trackside.server import EmbeddedServer
 from trackside.testing import wait_until
 from trainer_harness import Trainer, kill, lives, steps_script
@@ -82,23 +82,6 @@ def test_rq_shows_what_runs_and_what_is_over(trainer: Trainer) -> None:
     wait_until(lambda: trainer.for_rq.hget(next(iter(workers)), "state") == b"idle", 5, "the worker is still busy")
 
 
-def test_an_error_in_the_script_is_told_with_its_traceback(trainer: Trainer) -> None:
-    job = trainer.assign("print('before')\nraise ValueError('learning rate is negative')\n")
-
-    outcome = trainer.ended(job)
-
-    assert (outcome.reason, outcome.exit_code) == (Reason.USER_ERROR, 1)
-    assert outcome.detail == "ValueError: learning rate is negative"
-    assert outcome.failure is not None
-    assert 'train.py", line 2' in (outcome.failure.traceback or "")
-    assert trainer.output(job).startswith("before\nTraceback")
-
-
-def test_a_missing_program_is_an_invalid_job(trainer: Trainer) -> None:
-    job = trainer.assign("", program=Program(kind="script", target="other.py"))
-    assert trainer.ended(job).reason is Reason.INVALID_JOB
-
-
 def test_a_killed_training_process_is_reported_at_once(trainer: Trainer) -> None:
     job = trainer.assign(steps_script(10_000, 0.01))
     pid = trainer.running(job, step=3)
@@ -113,16 +96,6 @@ def test_a_killed_training_process_is_reported_at_once(trainer: Trainer) -> None
     assert (outcome.last_step or 0) >= 3
     assert trainer.steps(job)[-1] >= (outcome.last_step or 0)
     print(f"child killed -> ended: {took_s * 1000:.0f} ms")
-
-
-def test_a_script_that_leaves_without_finishing_has_not_succeeded(trainer: Trainer) -> None:
-    job = trainer.assign("import os\nos._exit(0)\n")
-    outcome = trainer.ended(job)
-    assert outcome.reason is Reason.USER_ERROR
-    assert "exited 0 without finishing" in (outcome.detail or "")
-
-    other = trainer.ended(trainer.assign("import os\nos._exit(3)\n"))
-    assert (other.reason, other.exit_code) == (Reason.USER_ERROR, 3)
 
 
 GRANDCHILDREN = """
@@ -159,13 +132,6 @@ def test_what_a_finished_script_left_running_is_gone_before_the_slot_is_free(tra
     pids = trainer.pids_in_output(job, 1)
     assert outcome.reason is Reason.SUCCEEDED
     assert [pid for pid in pids if lives(pid)] == []
-
-
-def test_a_time_limit_ends_the_attempt(trainer: Trainer) -> None:
-    job = trainer.assign(steps_script(100_000, 0.01), timeout_s=0.5)
-    outcome = trainer.ended(job)
-    assert outcome.reason is Reason.TIMEOUT
-    assert 1 < (outcome.last_step or 0) < 1000
 
 
 def test_pausing_saves_and_ends_at_a_step_boundary(trainer: Trainer) -> None:
@@ -241,12 +207,6 @@ def test_another_interpreter_starts_cold_and_does_the_same(trainer: Trainer) -> 
 
     assert (outcome.reason, outcome.last_step) == (Reason.SUCCEEDED, 5)
     assert f"{sys.executable} False" in trainer.output(job)
-
-
-def test_an_interpreter_that_is_not_there_is_an_invalid_job(trainer: Trainer) -> None:
-    outcome = trainer.ended(trainer.assign("", python="/nowhere/python"))
-    assert outcome.reason is Reason.INVALID_JOB
-    assert "/nowhere/python" in (outcome.detail or "")
 
 
 def test_output_beyond_the_bound_is_kept_in_the_file_only(trainer: Trainer) -> None:

@@ -279,6 +279,25 @@ def test_sigterm_stops_an_unmodified_script_at_once_and_sigint_is_left_to_the_wo
     assert attempt.outcome == "preempted"
 
 
+@pytest.mark.parametrize(
+    ("code", "early"),
+    [
+        ("raise SystemExit", True),
+        ("import signal\nsignal.signal(signal.SIGTERM, lambda *_: None)", True),  # it may have left its loop by that
+        ("import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)", False),
+        ("print('done')", False),
+        ("import trackside\nfor step in trackside.init().steps(3): pass\nraise SystemExit(0)", False),
+        ("import trackside\nfor step in trackside.init().steps(3):\n    if step == 2: break", True),
+        ("import trackside\nfor step in trackside.init().steps():\n    if step == 2: break", False),
+    ],
+)
+def test_an_end_that_may_have_come_too_early_says_so(attempts: Attempts, code: str, early: bool) -> None:
+    attempt = attempts.script(code)
+    assert attempt.end()[0] == 0
+    assert attempt.outcome == "succeeded"
+    assert attempt.records("end")[0].get("early", False) is early
+
+
 def test_a_child_that_the_script_forked_dies_of_sigterm_by_itself(attempts: Attempts) -> None:
     attempt = attempts.script(
         "import os, signal, time\n"

@@ -97,14 +97,17 @@ def _forget_the_parent() -> None:
 
 def _to_the_end(context: AttemptContext) -> Outcome:
     """Run the program and all that it left behind; a stop request in between cuts that short."""
-    ended = outcome.SUCCEEDED
+    ended, ours = outcome.SUCCEEDED, signal.getsignal(signal.SIGTERM)
     try:
         ended = _call(context)
         _finish()
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a request from here on changes nothing: the outcome is known
+        # A request from here on changes nothing: the outcome is known.
+        handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     except StopRequested as stop:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        return outcome.of_exception(stop) if ended is outcome.SUCCEEDED else ended
+        return outcome.of_exception(stop) if ended.name == outcome.SUCCEEDED.name else ended
+    if ended is outcome.SUCCEEDED and callable(handler) and handler is not ours:
+        return outcome.LEFT
     return ended
 
 
@@ -195,12 +198,21 @@ def _write_end(run: Run, page: ControlPage, ended: Outcome) -> None:
     record = {"k": "end", "t": now_ms(), "outcome": ended.name, "s": page.completed, "error": ended.error}
     if ended.bad_step is not None:
         record["bad_step"] = ended.bad_step
+    if ended.name == outcome.SUCCEEDED.name and _perhaps_early(page, ended):
+        record["early"] = True
     try:
         run.flush()
     except Exception as error:  # noqa: BLE001 - after a GPU error the numbers still waiting there are gone
         print(f"the last metrics were lost: {error}", file=sys.stderr)
     run.record(record)
     page.phase = Phase.ENDED
+
+
+def _perhaps_early(page: ControlPage, ended: Outcome) -> bool:
+    """Whether there may have been more to do; the worker, which knows whether a stop was asked for, judges by it."""
+    if page.first is not None and page.total is not None:
+        return page.completed < page.total
+    return ended.left
 
 
 def _flush_output() -> None:

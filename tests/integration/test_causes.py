@@ -1,0 +1,226 @@
+"""Each cause of an attempt's end, on a real trainer: the reason it is given, the words for it, and what is kept.
+
+Hangs have tests of their own (`test_trainer_hang.py`), and so have dead workers, agents and hosts
+(`test_trainer_survival.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import redis
+
+from trackside.bus.acl import USERS
+from trackside.models import Job, Program, Reason
+from trackside.server import EmbeddedServer
+from trackside.testing import wait_until
+from trainer_harness import Trainer, steps_script
+
+OUTPUT: Final = "last output:\n"
+
+
+@pytest.fixture(scope="module")
+def trainer(redis_server: EmbeddedServer) -> Iterator[Trainer]:
+    urls = {user: redis_server.url(user) for user in (*USERS, "tester")}
+    with redis.Redis.from_url(urls["tester"]) as client:
+        client.flushall()
+    home = Path(tempfile.mkdtemp(prefix="ts-"))
+    with Trainer(home, urls, settings={"stop_grace_s": 5, "restart_intensity": 50}) as trainer:
+        yield trainer
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def nothing(trainer: Trainer, job: Job) -> None:
+    """The script ends by itself, or its limit ends it."""
+
+
+def says_ready(trainer: Trainer, job: Job) -> None:
+    wait_until(lambda: "ready" in trainer.output(job), 20, "the script did not start")
+
+
+def cancel(trainer: Trainer, job: Job) -> None:
+    says_ready(trainer, job)
+    trainer.store.cancel(job.id)
+
+
+def pause(trainer: Trainer, job: Job) -> None:
+    says_ready(trainer, job)
+    trainer.store.pause(job.id)
+
+
+def preempt(trainer: Trainer, job: Job) -> None:
+    """Its worker is asked to stop, as at every orderly stop of a host."""
+    says_ready(trainer, job)
+    os.kill(trainer.worker_pid(), signal.SIGTERM)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cause:
+    """A script, what is done to it, and how its attempt must end."""
+
+    script: str
+    reason: Reason
+    says: str  # a pattern for the whole detail
+    kept: tuple[str, ...] = (OUTPUT,)  # how the pieces of evidence begin
+    error: str | None = None  # the class of the failure that is told
+    exit_code: int | None = None
+    signal: str | None = None
+    act: Callable[[Trainer, Job], None] = nothing
+    spec: Mapping[str, Any] = field(default_factory=dict)
+
+
+# Scripts that know nothing of us and stop in the way that people write it.
+HANDLES: Final = """
+import signal, sys, time
+def stop(number, frame):
+    print("saving", flush=True)
+    sys.exit({code})
+signal.signal(signal.SIGTERM, stop)
+print("ready", flush=True)
+time.sleep(600)
+"""
+LEAVES_ITS_LOOP: Final = """
+import signal, time
+stopping = []
+signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
+print("ready", flush=True)
+while not stopping:
+    time.sleep(0.01)
+print("saved")
+"""
+SLEEPS: Final = "import time\nprint('ready', flush=True)\ntime.sleep(600)\n"
+# One that uses us, and takes SIGTERM for itself.
+HANDLES_IN_ITS_LOOP: Final = """
+import signal, sys, time, trackside
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+for step in trackside.init().steps(100_000):
+    if step == 3:
+        print("ready", flush=True)
+    time.sleep(0.01)
+"""
+DIVERGES: Final = """
+import trackside
+run = trackside.init()
+for step in run.steps(50):
+    run.log(loss=float("nan") if step > 5 else 1.0)
+"""
+BY_ITSELF: Final = "it ended by itself, before its end as far as is known"
+OVER: Final = r"the job's time limit of 0\.7 s was reached"
+START_OVER: Final = "stopped before its first step: the next attempt starts over"
+
+CAUSES: Final[Mapping[str, Cause]] = {
+    "an exception": Cause(
+        script="print('before')\nraise ValueError('learning rate is negative')\n",
+        reason=Reason.USER_ERROR, says="ValueError: learning rate is negative", error="ValueError", exit_code=1,
+    ),
+    "an exit code": Cause(
+        script="import sys\nprint('before')\nsys.exit(3)\n",
+        reason=Reason.USER_ERROR, says="SystemExit: the program exited with code 3", error="SystemExit", exit_code=1,
+    ),
+    "an exit code without an end": Cause(
+        script="import os\nprint('before', flush=True)\nos._exit(3)\n",
+        reason=Reason.USER_ERROR, says="exited with code 3 without finishing: its output tells more", exit_code=3,
+    ),
+    "exit code 0 without an end": Cause(
+        script="import os\nprint('before', flush=True)\nos._exit(0)\n", kept=(),
+        reason=Reason.USER_ERROR, says="exited 0 without finishing: .*; let it return", exit_code=0,
+    ),
+    "no memory": Cause(
+        script="print('before')\nraise MemoryError('no 40 GiB left')\n",
+        reason=Reason.OOM_HOST, says="MemoryError: no 40 GiB left", error="MemoryError", exit_code=1,
+    ),
+    "a loss that is no number": Cause(
+        script=DIVERGES, reason=Reason.DIVERGED, says="Diverged: .*loss.*", error="Diverged", exit_code=1,
+    ),
+    "a program that is not there": Cause(
+        script="", spec={"program": Program(kind="script", target="other.py")},
+        reason=Reason.INVALID_JOB, says="other.py is not in the job.s folder: submit .*",
+        error="trackside.errors.InvalidJob",
+        exit_code=1,
+    ),
+    "an interpreter that is not there": Cause(
+        script="", spec={"python": "/nowhere/python"}, kept=(),
+        reason=Reason.INVALID_JOB, says="/nowhere/python is no interpreter on this host: .*", error="InvalidJob",
+    ),
+    "a time limit": Cause(
+        script=steps_script(100_000, 0.01), spec={"timeout_s": 0.7},
+        reason=Reason.TIMEOUT, says=OVER, exit_code=75,
+    ),
+    "a time limit of a script that knows nothing of us": Cause(
+        script=SLEEPS, spec={"timeout_s": 0.7}, reason=Reason.TIMEOUT, says=OVER, exit_code=75,
+    ),
+    "a time limit of one that exits 0 then": Cause(
+        script=HANDLES.format(code=0), spec={"timeout_s": 0.7},
+        reason=Reason.TIMEOUT, says=f"{OVER}; {BY_ITSELF}", exit_code=0,
+    ),
+    "a time limit of one that exits 143 then": Cause(
+        script=HANDLES.format(code=143), spec={"timeout_s": 0.7},
+        reason=Reason.TIMEOUT, says=OVER, exit_code=1,
+    ),
+    "a cancel": Cause(script=SLEEPS, act=cancel, reason=Reason.CANCELLED, says="stopped as asked", exit_code=75),
+    "a cancel of one that exits 0 then": Cause(
+        script=HANDLES.format(code=0), act=cancel,
+        reason=Reason.CANCELLED, says=f"asked to stop; {BY_ITSELF}", exit_code=0,
+    ),
+    "a stop of the host": Cause(
+        script=SLEEPS, act=preempt, reason=Reason.PREEMPTED, says=START_OVER, exit_code=75,
+    ),
+    "a stop of the host, and it exits 0 then": Cause(
+        script=HANDLES.format(code=0), act=preempt, reason=Reason.PREEMPTED, says=START_OVER, exit_code=0,
+    ),
+    "a stop of the host, and it leaves its loop then": Cause(
+        script=LEAVES_ITS_LOOP, act=preempt, reason=Reason.PREEMPTED, says=START_OVER, exit_code=0,
+    ),
+    "a stop of the host in the middle of steps, and it exits 0 then": Cause(
+        script=HANDLES_IN_ITS_LOOP, act=preempt,
+        reason=Reason.PREEMPTED, says=f"asked to make room; {BY_ITSELF}", exit_code=0,
+    ),
+    "a pause in the middle of steps, and it exits 0 then": Cause(
+        script=HANDLES_IN_ITS_LOOP, act=pause,
+        reason=Reason.PAUSED, says=f"asked to pause; {BY_ITSELF}", exit_code=0,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CAUSES)
+def test_an_end_has_its_reason_its_words_and_its_evidence(name: str, trainer: Trainer) -> None:
+    cause = CAUSES[name]
+    job = trainer.assign(cause.script, **cause.spec)
+    worker = trainer.worker_pid()
+    cause.act(trainer, job)
+
+    outcome = trainer.ended(job, 20)
+
+    assert (outcome.reason, outcome.exit_code, outcome.signal) == (cause.reason, cause.exit_code, cause.signal)
+    assert re.fullmatch(cause.says, outcome.detail or ""), outcome.detail
+    assert [text[: len(begins)] for text, begins in zip(outcome.evidence, cause.kept, strict=True)] == [*cause.kept]
+    assert (outcome.failure.type if outcome.failure is not None else None) == cause.error
+    if cause.act is preempt:
+        wait_until(lambda: trainer.worker_pid() != worker, 10, "no new worker")
+
+
+def test_a_traceback_leads_to_the_line_in_the_script(trainer: Trainer) -> None:
+    job = trainer.assign(CAUSES["an exception"].script)
+    outcome = trainer.ended(job)
+    assert outcome.failure is not None
+    assert 'train.py", line 2' in (outcome.failure.traceback or "")
+    assert trainer.output(job).startswith("before\nTraceback")
+
+
+def test_a_script_that_is_asked_to_stop_when_it_is_done_anyway_has_succeeded(trainer: Trainer) -> None:
+    """It heeds no SIGTERM and comes to its end within the grace."""
+    script = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('ready', flush=True)\n"
+    job = trainer.assign(script + "time.sleep(1)\nprint('done')\n")
+    worker = trainer.worker_pid()
+    preempt(trainer, job)
+    assert trainer.ended(job, 20).reason is Reason.SUCCEEDED
+    wait_until(lambda: trainer.worker_pid() != worker, 10, "no new worker")
