@@ -30,6 +30,7 @@ T = TypeVar("T")
 _MIB: Final = 1024 * 1024
 _XIDS_KEPT: Final = 32  # a crash of one program may bring dozens
 _LOOK_S: Final = 0.25  # for Xids, between two samples
+_LOAD_TRIES: Final = 15  # one a sample
 
 
 class Nvml(Protocol):
@@ -185,9 +186,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS")
     chosen = parser.parse_args(argv)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    nvml = load()
-    xids = XidWatch(nvml) if nvml is not None and not chosen.once else None
-    while True:
+    nvml: Nvml | None = None
+    xids: XidWatch | None = None
+    tries = 0
+    while tries < _LOAD_TRIES:
+        if nvml is None:  # it may be on its way: a driver that is loaded anew takes seconds
+            nvml, tries = load(), tries + 1
+            xids = XidWatch(nvml) if nvml is not None and not chosen.once else None
         try:
             sys.stdout.write(json.dumps(sample(nvml, xids)) + "\n")
             sys.stdout.flush()
@@ -196,6 +201,7 @@ def main(argv: list[str] | None = None) -> int:
         if chosen.once:
             return 0
         _sleep(chosen.every, xids)
+    return 0  # a library that was replaced meanwhile is seen by a new process only
 
 
 def _sleep(seconds: float, xids: XidWatch | None) -> None:

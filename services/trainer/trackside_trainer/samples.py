@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from trackside import processes
+from trackside import logs, processes
 from trackside.processes import die_with_parent
 from trackside.retry import backoff_s
 
@@ -29,10 +29,7 @@ _left: list[subprocess.Popen[bytes]] = []  # could not be killed
 
 def find_gpus() -> list[dict[str, Any]]:
     """The GPUs of this host, asked once; empty where there is no driver, or none that answers."""
-    try:
-        look = GpuLook(limit_s=_DISCOVERY_LIMIT_S)
-    except OSError:
-        return []
+    look = GpuLook(limit_s=_DISCOVERY_LIMIT_S)
     look.wait(_DISCOVERY_LIMIT_S)
     return look.gpus or []
 
@@ -43,7 +40,7 @@ class GpuLook:
     def __init__(self, *, limit_s: float) -> None:
         self._until_s = time.monotonic() + limit_s
         self._process = _ask("--once")
-        self._over = False
+        self._over = self._process is None
         self.gpus: list[dict[str, Any]] | None = None  # once done; None also where no answer came
 
     @property
@@ -53,7 +50,7 @@ class GpuLook:
 
     def wait(self, limit_s: float) -> bool:
         """`done`, waiting at most this long."""
-        if self._over:
+        if self._over or self._process is None:
             return True
         try:
             text, _ = self._process.communicate(timeout=limit_s)
@@ -69,16 +66,20 @@ class GpuLook:
         return True
 
 
-def _ask(*words: str) -> subprocess.Popen[bytes]:
-    """Start the process that talks to the driver; it dies with this one."""
+def _ask(*words: str) -> subprocess.Popen[bytes] | None:
+    """Start the process that talks to the driver; it dies with this one. None where the host has no process to give."""
     parent = os.getpid()
-    return subprocess.Popen(
-        [sys.executable, "-m", _MODULE, *words],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        preexec_fn=lambda: die_with_parent(signal.SIGKILL, parent),  # noqa: PLW1509 -- the caller has one thread
-    )
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", _MODULE, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=lambda: die_with_parent(signal.SIGKILL, parent),  # noqa: PLW1509 -- the caller has one thread
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        logs.get().warning("gpus_not_asked", why=str(error))
+        return None
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -162,6 +163,9 @@ class GpuSampler:
             return
         self._mute_before_s, self._heard = self._mute_s, False
         self._process = _ask("--every", str(self._every_s))
+        if self._process is None:
+            self._ended()
+            return
         assert self._process.stdout is not None  # noqa: S101 -- as above
         os.set_blocking(self._process.stdout.fileno(), False)
 
