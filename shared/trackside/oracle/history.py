@@ -40,6 +40,7 @@ class Files:
     journal_bytes: int
     output_bytes: int
     saved: tuple[int, ...] = ()  # the steps whose checkpoints its journal says were written whole
+    due: tuple[int, ...] = ()  # the steps after which, it says, a checkpoint was to be written
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,8 +1,10 @@
 """I5, I6, I7 and I8: every step is there and right, checkpoints are good, little is redone, the result is the same.
 
-I7 is judged twice. Steps done again are counted against the interval between checkpoints and half of it, for a save
-that was on its way to the disk when the process died. And whatever was accepted, or written whole by the journal's word
-where somebody was left to take it in, must be what the next attempt goes on from: there nothing is allowed for.
+I7 is judged twice. Steps done again are counted against the interval between checkpoints, and where the journal tells
+that the next one was due and it does not tell that it was written, the steps done since then come on top: it was on its
+way to the disk when the process died. That lasts an interval at most, or the run has said that its disk is slow or full.
+And whatever was accepted, or written whole by the journal's word where somebody was left to take it in, must be what the
+next attempt goes on from: there nothing is allowed for.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from trackside.oracle.verdicts import JobRule
 _GRACEFUL: Final = frozenset({Reason.PREEMPTED, Reason.PAUSED})
 # Nobody was left, or allowed, to take in what these had written last.
 _CUT_OFF: Final = frozenset({Reason.LOST, Reason.FENCED})
+_SLOW_DISK: Final = ("was left out", "was not written")  # in the notes of a checkpoint that did not come to be
 
 
 def _once(each: JobHistory, history: History) -> Iterator[str]:
@@ -78,12 +81,34 @@ def _at_every_look(each: JobHistory, history: History) -> Iterator[str]:
 
 
 def _bounded_redo(each: JobHistory, history: History) -> Iterator[str]:
-    for before, _, steps in redone(each):
-        graceful = before.outcome is not None and before.outcome.reason in _GRACEFUL
-        limit = 0 if graceful else each.expected.redo_max
-        if limit is not None and steps > limit:
-            reason = before.outcome.reason if before.outcome else None
-            yield f"{steps} steps were done again after attempt {before.number} ended {reason}; {limit} are allowed"
+    for before, after, steps in redone(each):
+        reason = before.outcome.reason if before.outcome else None
+        limit = 0 if reason in _GRACEFUL else each.expected.redo_max
+        if limit is None or steps <= limit:
+            continue
+        on_its_way = 0 if reason in _GRACEFUL else _on_its_way(each, before, after.resumed_step or 0, steps)
+        if steps > limit + on_its_way:
+            yield (
+                f"{steps} steps were done again after attempt {before.number} ended {reason}; {limit} are allowed, and "
+                f"{on_its_way} while a checkpoint was on its way to the disk"
+            )
+
+
+def _on_its_way(each: JobHistory, before: Attempt, began: int, steps: int) -> int:
+    """How many of the steps that were done again had been done since a checkpoint was due that was never finished."""
+    files = (each.files or {}).get(before.number)
+    if files is None:
+        return 0
+    cut_off = before.outcome is not None and before.outcome.reason in _CUT_OFF
+    there, last = began if cut_off else max((began, *files.saved)), began + steps
+    due = min((step for step in files.due if there < step <= last), default=last)
+    told = any(
+        event.kind is EventKind.NOTE
+        and event.attempt == before.number
+        and any(words in str(event.data.get("text")) for words in _SLOW_DISK)
+        for event in each.events
+    )
+    return last - due if told else min(last - due, each.expected.redo_max or 0)
 
 
 def _goes_on_from_the_newest(each: JobHistory, history: History) -> Iterator[str]:

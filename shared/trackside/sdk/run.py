@@ -270,6 +270,7 @@ class Run:
         if checkpointer is not None:
             checkpointer.check()
             if due and self._stop_reason() is None:
+                self._sink.write({"k": "due", "t": now_ms(), "s": step})  # what a death costs is judged by it
                 if self._watch.suspects(step):
                     checkpointer.postpone()
                 else:

@@ -54,7 +54,10 @@ def files(home: Path, job_id: str) -> dict[int, Files]:
     for folder in _attempts(home, job_id):
         journal = folder / "journal.jsonl"
         found[int(folder.name)] = Files(
-            journal_bytes=_size(journal), output_bytes=_size(folder / "output.log"), saved=tuple(_saved(journal))
+            journal_bytes=_size(journal),
+            output_bytes=_size(folder / "output.log"),
+            saved=tuple(_steps(journal, "ck")),
+            due=tuple(_steps(journal, "due")),
         )
     return found
 
@@ -88,18 +91,19 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _saved(journal: Path) -> Iterator[int]:
-    """The steps whose checkpoints a journal tells of; a line that was cut short by a kill tells nothing."""
+def _steps(journal: Path, kind: str) -> Iterator[int]:
+    """The steps that a journal's lines of one kind tell; a line that was cut short by a kill tells nothing."""
+    mark = f'"{kind}"'.encode()
     try:
         lines = journal.read_bytes().splitlines()
     except OSError:
         return
     for line in lines:
-        if b'"ck"' not in line:
+        if mark not in line:
             continue
         try:
             told = json.loads(line)
         except ValueError:
             continue
-        if isinstance(told, dict) and told.get("k") == "ck":
+        if isinstance(told, dict) and told.get("k") == kind:
             yield int(told["s"])
