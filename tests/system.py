@@ -66,11 +66,15 @@ class System:
 
     def cli(self, *words: str, code: int = 0) -> str:
         """Run a command as a person would; returns what it prints."""
-        answer = subprocess.run(
-            [sys.executable, "-m", "trackside", *words], env=self.env, capture_output=True, text=True, timeout=60
-        )
+        answer = self.command(*words)
         assert answer.returncode == code, f"{words} exited {answer.returncode}:\n{answer.stdout}\n{answer.stderr}"
         return answer.stdout.strip()
+
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command, whatever it answers."""
+        return subprocess.run(
+            [sys.executable, "-m", "trackside", *words], env=self.env, capture_output=True, text=True, timeout=60
+        )
 
     def submit(self, script: Path, *options: str, args: tuple[str, ...] = ()) -> str:
         return self.cli("submit", str(script), *options, "--", *args)
