@@ -1,0 +1,85 @@
+"""`trackside up` with all that it runs, and `trackside down`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from system import running_system
+from trackside import processes
+from trackside.bus import beats
+from trackside.bus.client import connect
+from trackside.models import Beat, Role
+from trackside.testing import wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_one_up_a_home_whose_dashboard_comes_back_and_a_down_that_leaves_nothing(fresh_home: Path) -> None:
+    port = free_port()
+    with running_system(fresh_home, "--slots", "cpu:1", profile="test", dashboard_port=str(port)) as system:
+        assert system.cli("health", "dashboard") == "ok"
+        refused = system.command("up", "--slots", "cpu:1")
+        assert refused.returncode == 1
+        assert f"is in use by process {system.process.pid}: stop that one first" in refused.stderr
+        assert refused.stderr.count("\n") == 1, refused.stderr
+
+        def dashboard() -> int | None:
+            launcher = system.beat(Role.LAUNCHER)
+            return None if launcher is None else launcher.children.get("dashboard")
+
+        first = wait_until(dashboard, 10, "the launcher does not tell its dashboard")
+        assert first is not None
+        system.kill(first)
+        wait_until(lambda: dashboard() not in (None, first), 20, "no other dashboard")
+        wait_until(lambda: system.command("health", "dashboard").returncode == 0, 40, "it does not serve its port")
+
+        pids = [system.process.pid, *processes.descendants(system.process.pid)]
+        assert len(pids) >= 6, "launcher, server, supervisor, agent, worker, dashboard"
+        assert system.cli("down") == "stopped"
+        assert system.process.wait(10) == 0
+        assert [pid for pid in pids if processes.look(pid) is not None] == []
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+        assert system.cli("down") == "nothing runs for this home"
+
+
+def test_it_is_ready_by_its_own_processes_whoever_else_beats_on_the_server(
+    bus_urls: Mapping[str, str], fresh_home: Path
+) -> None:
+    client = connect(bus_urls["supervisor"])
+    for role in (Role.SUPERVISOR, Role.AGENT, Role.WORKER):
+        other = Beat(role=role, name="other-cpu0", host="other", pid=1, started_at_ms=1, at_ms=0)
+        beats.publish(client, other, 120.0)
+    url = bus_urls["tester"]
+    with running_system(fresh_home, "--no-dashboard", "--slots", "cpu:1", profile="test", host="box", redis_url=url):
+        ours = {beat.role for beat in beats.read(client).values() if beat is not None and beat.host == "box"}
+        assert {Role.SUPERVISOR, Role.AGENT, Role.WORKER} <= ours
+    client.close()
+
+
+def test_a_server_that_cannot_start_again_is_started_once_it_can(fresh_home: Path) -> None:
+    with running_system(fresh_home, "--no-dashboard", "--slots", "cpu:1", profile="test") as system:
+        launcher = system.beat(Role.LAUNCHER)
+        assert launcher is not None
+        config, aside = fresh_home / "redis" / "server.conf", fresh_home / "aside"
+        config.rename(aside)
+        config.mkdir()  # stands for a disk that takes no file
+        os.kill(launcher.children["redis"], signal.SIGKILL)
+        log = fresh_home / "up.log"
+        wait_until(lambda: log.read_text().count("server_not_restarted") > 1, 20, "it is not tried again")
+        config.rmdir()
+        wait_until(lambda: system.command("health", "redis").returncode == 0, 30, "the server does not come back")
+        wait_until(lambda: system.command("health", "supervisor").returncode == 0, 20, "the supervisor does not")
