@@ -256,7 +256,7 @@ def honest(soak: Soak, listings: int, tracebacks: int, took_s: float, due: int) 
 def judge(soak: Soak, base: JobHistory) -> tuple[History, list[Violation]]:
     expected = Expected(
         states=frozenset({JobState.SUCCEEDED}),
-        redo_max=EVERY + EVERY // 2,  # with a save that was on its way to the disk
+        redo_max=EVERY,
         series=oracle.canonical(base),
         summary=oracle.summary(base),
     )

@@ -115,7 +115,9 @@ def with_entries(each: JobHistory, *entries: Entry) -> JobHistory:
     return replace(each, entries=entries)
 
 
-def died(last: int, *, due: tuple[int, ...], reason: Reason = Reason.KILLED, saved: tuple[int, ...] = (2,)) -> JobHistory:
+def died(
+    last: int, *, due: tuple[int, ...], reason: Reason = Reason.KILLED, saved: tuple[int, ...] = (2,)
+) -> JobHistory:
     """Attempt 1 died after that step and attempt 2 went on from step 2; a checkpoint every 2 steps."""
     files = {1: Files(journal_bytes=0, output_bytes=0, saved=saved, due=due)}
     return expecting(replace(GOOD, attempts=(attempt(1, reason, last), GOOD.attempts[1]), files=files), redo_max=2)
@@ -130,9 +132,10 @@ def test_steps_done_while_a_checkpoint_was_on_its_way_may_be_redone() -> None:
 def test_a_checkpoint_is_on_its_way_for_an_interval_at_most_unless_that_is_told() -> None:
     late = died(7, due=(2, 4, 6))
     assert "I7" in judged(late)
-    assert "I7" in judged(with_event(late, event(EventKind.NOTE, 1009, 1, data={"text": "steps have become slow"}), at=5))
-    note = event(EventKind.NOTE, 1009, 1, data={"text": "the checkpoint of step 6 was left out, the one before ..."})
-    assert "I7" not in judged(with_event(late, note, at=5))
+    slow = event(EventKind.NOTE, 1009, 1, data={"text": "steps have become slow"})
+    assert "I7" in judged(with_event(late, slow, at=5))
+    left_out = event(EventKind.NOTE, 1009, 1, data={"text": "the checkpoint of step 6 was left out"})
+    assert "I7" not in judged(with_event(late, left_out, at=5))
 
 
 def test_what_a_lost_host_had_written_and_could_not_tell_is_on_its_way() -> None:
