@@ -184,6 +184,15 @@ def _run(console: Console, home: Path, plan: _Plan, submit: Callable[[Throwaway]
             for line in told(result):
                 console.print(f"        {line}", style="dim" if result.not_applicable else "yellow", markup=False)
     console.print(table(report.results))
+    if blank := not_judged(report.results):
+        say(f"trackside: nothing was seen by which these promises could be judged: {'; '.join(blank)}")
+
+
+def not_judged(results: list[Result]) -> tuple[str, ...]:
+    """The oracle's rules that had nothing to judge in any of these faults."""
+    from trackside import oracle
+
+    return oracle.not_judged({name for result in results for name in result.judged})
 
 
 def _tell_baseline(console: Console, base: Baseline) -> None:
@@ -268,5 +277,6 @@ def as_json(result: Result) -> dict[str, Any]:
         "fault": result.fault.id, "name": result.fault.name, "job": result.job, "attempts": result.attempts,
         "reasons": list(result.reasons), **costs, "held": result.held, "error": result.error,
         "not_applicable": result.not_applicable,
-        "violations": [str(violation) for violation in result.violations], "seconds": result.seconds,
+        "violations": [str(violation) for violation in result.violations], "judged": list(result.judged),
+        "seconds": result.seconds,
     }  # fmt: skip

@@ -59,6 +59,10 @@ class Fault:
     intervals: int = 1  # checkpoint intervals that may be redone
     needs: frozenset[Need] = frozenset()  # it is not applicable to a script that has them not
     hangs: bool = False  # the run gets a limit of silence as short as its own pace allows
+    bystander: bool = False  # another job runs beside the harmed one, and nothing may happen to it
+    # Longer than this only if something is stuck, and no busy machine explains it; None: the clocks are wrong.
+    noticed_max_s: float | None = 30.0
+    stepping_max_s: float | None = 60.0
 
 
 def kill_training(scene: Scene) -> Harm:
@@ -244,7 +248,7 @@ def pause_and_resume(scene: Scene) -> Harm:
 CANCELLED: Final = frozenset({JobState.CANCELLED})
 _SAVES: Final = frozenset({Need.CHECKPOINTS})
 FAULTS: Final[tuple[Fault, ...]] = (
-    Fault(id="F01", name="training killed", inject=kill_training, quick=True, reasons=(_DIED,)),
+    Fault(id="F01", name="training killed", inject=kill_training, bystander=True, quick=True, reasons=(_DIED,)),
     Fault(id="F02", name="worker killed", inject=kill_worker, quick=True, reasons=(_DIED,)),
     Fault(id="F02a", name="agent killed", inject=kill_agent, quick=True, attempts_max=1),
     Fault(
@@ -255,7 +259,14 @@ FAULTS: Final[tuple[Fault, ...]] = (
         reasons=(_GONE,),
         attempts_max=3,  # one may be given to a dead worker whose beat still stands, and be lost before it began
     ),
-    Fault(id="F04", name="training frozen, then goes on", inject=freeze_training, quick=True, attempts_max=1),
+    Fault(
+        id="F04",
+        name="training frozen, then goes on",
+        inject=freeze_training,
+        bystander=True,
+        quick=True,
+        attempts_max=1,
+    ),
     Fault(
         id="F05",
         name="overtaken attempt wakes up",
@@ -275,13 +286,21 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(id="F13", name="orderly stop of the trainer", inject=stop_trainer, reasons=(_STOPPED,), needs=_SAVES),
     Fault(id="F14", name="storm of stop signals", inject=storm_of_signals, reasons=(_STOPPED,), needs=_SAVES),
-    Fault(id="F16", name="supervisor killed", inject=kill_supervisor, quick=True, attempts_max=1),
-    Fault(id="F16a", name="supervisor killed, then training", inject=kill_supervisor_then_training, reasons=(_DIED,)),
-    Fault(id="F17", name="training killed under two supervisors", inject=two_supervisors, reasons=(_DIED,)),
-    Fault(id="F18", name="leader frozen past its lease", inject=stale_leader, reasons=(_DIED,)),
-    Fault(id="F20", name="server killed", inject=kill_server, quick=True, attempts_max=1),
-    Fault(id="F22", name="server dead past every limit", inject=server_away, attempts_max=1),
-    Fault(id="F26", name="server frozen for 3 s", inject=freeze_server, quick=True, attempts_max=1),
+    Fault(id="F16", name="supervisor killed", inject=kill_supervisor, bystander=True, quick=True, attempts_max=1),
+    Fault(
+        id="F16a",
+        name="supervisor killed, then training",
+        inject=kill_supervisor_then_training,
+        bystander=True,
+        reasons=(_DIED,),
+    ),
+    Fault(
+        id="F17", name="training killed under two supervisors", inject=two_supervisors, bystander=True, reasons=(_DIED,)
+    ),
+    Fault(id="F18", name="leader frozen past its lease", inject=stale_leader, bystander=True, reasons=(_DIED,)),
+    Fault(id="F20", name="server killed", inject=kill_server, bystander=True, quick=True, attempts_max=1),
+    Fault(id="F22", name="server dead past every limit", inject=server_away, bystander=True, attempts_max=1),
+    Fault(id="F26", name="server frozen for 3 s", inject=freeze_server, bystander=True, quick=True, attempts_max=1),
     Fault(
         id="F37a",
         name="disk full at a checkpoint",

@@ -13,6 +13,7 @@ from typing import Any, Final
 from trackside import oracle, witness
 from trackside.cli import distress
 from trackside.cli.faults import Fault, Harm, Need, Scene
+from trackside.cli.onlooker import Onlooker, calm, due, facts, onlooker
 from trackside.cli.services import entry
 from trackside.cli.throwaway import Throwaway
 from trackside.errors import ServerError, TracksideError
@@ -22,7 +23,6 @@ from trackside.oracle import Cost, Expected, JobHistory, Rules, Value, Violation
 from trackside.processes import look
 from trackside.testing import wait_until
 
-_ORPHAN_LIMIT_S: Final = 2.0
 _HEAL_LIMIT_S: Final = 60.0
 _RUN_FACTOR: Final = 4.0  # times the undisturbed run, and a minute, until a disturbed one must have ended
 _SAVES_MIN: Final = 3  # so that after a fault in the first half one is due, and another follows
@@ -44,6 +44,7 @@ class Baseline:
     seconds: float
     job: Job  # one of the runs
     hang_s: float  # no step for so long is a hang of this script
+    step_s: float | None = None  # a step's time on average
     checkpoint_bytes: int = 0  # the largest file of its newest checkpoint
     own_bytes: int = 0  # the largest file that it writes otherwise
     saves: int = 0
@@ -72,6 +73,7 @@ class Result:
     reasons: tuple[str, ...] = ()
     cost: Cost | None = None
     violations: tuple[Violation, ...] = ()
+    judged: tuple[str, ...] = ()  # the oracle's rules that had something to judge
     error: str | None = None  # why it could not be judged
     not_applicable: str | None = None  # why it cannot be shown on this script; nothing was done
     seconds: float = 0.0
@@ -112,6 +114,7 @@ def baseline(system: Throwaway, submit: Callable[[], str], limit_s: float = 300.
         seconds=max(_seconds(each) for each in history.jobs),
         job=one.job,
         hang_s=max(hang_s(each) for each in history.jobs),
+        step_s=oracle.step_s(one),
         checkpoint_bytes=distress.newest_checkpoint_bytes(system.home, one.job.id),
         own_bytes=distress.own_bytes(system.home, one.job.id, one.attempts[0].started_at_ms or 0),
         saves=sum(event.kind is EventKind.CHECKPOINT for event in one.events),
@@ -128,12 +131,15 @@ def rehearse(system: Throwaway, fault: Fault, submit: Callable[[], str], base: B
         if lacking:
             return Result(fault=fault, job="", not_applicable=min(lacking))
         job_id = _submit_impatient(system, base) if fault.hangs else submit()
-        await_moment(system, job_id, base, rng)
+        spare = base.lacks(Need.SLOTS, len(system.ask(system.store.slots))) is None
         patience_s = 60.0 + _RUN_FACTOR * base.seconds + base.hang_s
-        with ExitStack() as stack:
-            harm = fault.inject(Scene(system=system, job=job_id, rng=rng, stack=stack, patience_s=patience_s))
-            system.ended(job_id, patience_s)
-        result = judge(system, fault, job_id, harm, base)
+        with onlooker(system, job_id, submit if fault.bystander and spare else None) as seen:
+            await_moment(system, job_id, base, rng)
+            with ExitStack() as stack:
+                harm = fault.inject(Scene(system=system, job=job_id, rng=rng, stack=stack, patience_s=patience_s))
+                for each in (job_id, *seen.beside):
+                    system.ended(each, patience_s)
+        result = judge(system, fault, job_id, harm, base, seen)
     except (TracksideError, AssertionError, LookupError, OSError) as error:
         result = Result(fault=fault, job=job_id, error=f"{type(error).__name__}: {error}")
         give_up(system, job_id)
@@ -176,8 +182,10 @@ def await_moment(system: Throwaway, job_id: str, base: Baseline, rng: random.Ran
     time.sleep(rng.uniform(0.0, 0.1))
 
 
-def judge(system: Throwaway, fault: Fault, job_id: str, harm: Harm, base: Baseline) -> Result:
-    """Read what is left of a run that has ended, and let the oracle speak."""
+def judge(
+    system: Throwaway, fault: Fault, job_id: str, harm: Harm, base: Baseline, seen: Onlooker | None = None
+) -> Result:
+    """Read what is left of a run that has ended, and let the oracle speak; `seen` is what was seen meanwhile."""
     expected = Expected(
         states=fault.states,
         attempts_max=fault.attempts_max,
@@ -187,16 +195,26 @@ def judge(system: Throwaway, fault: Fault, job_id: str, harm: Harm, base: Baseli
         series=base.series,
         summary=base.summary,
         damaged=frozenset(harm.damaged),
+        due=due(fault, fault.states == frozenset({JobState.SUCCEEDED})),
+        harmed_at_ms=harm.at_ms,
+        noticed_max_s=fault.noticed_max_s,
+        stepping_max_s=fault.stepping_max_s,
+        step_s=base.step_s,
     )
+    wanted = {job_id: expected}
     left = leftovers(system)
+    beside: dict[str, Any] = {"samples": tuple(harm.samples)}
+    if seen is not None:
+        beside = facts(system, seen, job_id)
+        wanted |= dict.fromkeys(seen.beside, calm(base))
+        left = tuple(sorted({*left, *seen.observer.orphans}))
     history = system.ask(
         lambda: witness.read(
-            system.store, [job_id], home=system.home, expected={job_id: expected}, orphans=left,
-            samples=tuple(harm.samples), rules=rules(system),
+            system.store, wanted, home=system.home, expected=wanted, orphans=left, rules=rules(system),
+            denials=tuple(harm.denials), shown=tuple(harm.shown), **beside,
         )
     )  # fmt: skip
-    violations = oracle.check(history)
-    violations += harm.broken
+    verdict = oracle.verdict(history)
     each = history.jobs[0]
     return Result(
         fault=fault,
@@ -204,7 +222,8 @@ def judge(system: Throwaway, fault: Fault, job_id: str, harm: Harm, base: Baseli
         attempts=each.job.attempt,
         reasons=tuple(attempt.outcome.reason.value for attempt in each.attempts if attempt.outcome),
         cost=oracle.measure(each, harm.at_ms),
-        violations=tuple(violations),
+        violations=(*verdict.violations, *harm.broken),
+        judged=verdict.judged,
     )
 
 
@@ -215,13 +234,15 @@ def rules(system: Throwaway) -> Rules:
         backoff_first_s=settings.backoff_first_s,
         backoff_max_s=settings.backoff_max_s,
         poison_after=settings.poison_after,
+        restart_intensity=settings.restart_intensity,
+        restart_period_s=settings.restart_period_s,
         differs=entry("supervisor", "trackside.replays"),
     )
 
 
 def leftovers(system: Throwaway) -> tuple[str, ...]:
     """Processes of ended attempts that are still there after their time to go."""
-    deadline_s = time.monotonic() + _ORPHAN_LIMIT_S
+    deadline_s = time.monotonic() + witness.ORPHAN_LIMIT_S
     found = system.ask(lambda: witness.orphans(system.store, system.home))
     while found and time.monotonic() < deadline_s:
         time.sleep(0.05)

@@ -14,7 +14,7 @@ from trackside.bus import streams
 from trackside.cli.throwaway import Throwaway, now_ms
 from trackside.errors import ServerError
 from trackside.models import Beat, Event
-from trackside.oracle import Sample, Violation
+from trackside.oracle import Denial, Sample, Shown, Violation
 
 
 @dataclass(kw_only=True, slots=True)
@@ -25,6 +25,8 @@ class Harm:
     samples: list[Sample] = field(default_factory=list)
     damaged: set[str] = field(default_factory=set)  # checkpoints that were spoiled
     broken: list[Violation] = field(default_factory=list)  # promises that were seen broken on the spot
+    denials: list[Denial] = field(default_factory=list)  # what was tried that is forbidden
+    shown: list[Shown] = field(default_factory=list)  # what a dashboard showed meanwhile
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -41,14 +41,14 @@ from trackside.oracle.history import (
     Usage,
     Value,
 )
-from trackside.oracle.verdicts import INVARIANTS, JobRule, SystemRule, Verdict, Violation, order, together
+from trackside.oracle.verdicts import INVARIANTS, JobRule, SystemRule, Verdict, Violation, order
 
 __all__ = [
     # what is judged
     "Denial", "Entry", "Expected", "Files", "History", "Holdings", "JobHistory", "Proof", "Rules", "Sample", "Shown",
     "Usage", "Value",
     # judging
-    "INVARIANTS", "JOB_RULES", "SYSTEM_RULES", "Verdict", "Violation", "check", "together", "verdict",
+    "INVARIANTS", "JOB_RULES", "SYSTEM_RULES", "Verdict", "Violation", "check", "not_judged", "verdict",
     # measuring
     "Cost", "canonical", "measure", "redone", "same", "step_s", "summary",
 ]  # fmt: skip
@@ -84,8 +84,12 @@ def verdict(history: History) -> Verdict:
         take(rule, None, False, ())
         for each in history.jobs:
             take(rule, each.job.id, rule.sees(each, history), rule.broken(each, history))
-    return Verdict(
-        violations=tuple(found),
-        judged=tuple(sorted((name for name, seen in judged.items() if seen), key=order)),
-        not_judged=tuple(sorted((name for name, seen in judged.items() if not seen), key=order)),
-    )
+    seen = tuple(sorted((name for name, seen in judged.items() if seen), key=order))
+    return Verdict(violations=tuple(found), judged=seen, not_judged=not_judged(seen))
+
+
+def not_judged(judged: Iterable[str]) -> tuple[str, ...]:
+    """The rules that are not among these: of one verdict, or of all of a run together."""
+    known = {f"{rule.invariant} {rule.name}" for rule in SYSTEM_RULES}
+    known |= {f"{rule.invariant} {rule.name}" for rule in JOB_RULES}
+    return tuple(sorted(known - set(judged), key=order))

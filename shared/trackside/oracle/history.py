@@ -104,7 +104,7 @@ class Holdings:
     at_ms: int
     usage: dict[str, Usage] = field(default_factory=dict)  # kind of process -> the most that one of them holds
     streams: dict[str, tuple[int, int]] = field(default_factory=dict)  # name -> entries, and how many it is trimmed to
-    unfinished: tuple[str, ...] = ()  # half-written checkpoints of jobs that have ended well
+    unfinished: dict[str, int] = field(default_factory=dict)  # job that ended well -> checkpoints left half written
     damaged: dict[str, int] = field(default_factory=dict)  # job -> checkpoints set aside
 
 

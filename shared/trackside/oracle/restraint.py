@@ -5,7 +5,8 @@ The bounds of what is held are wide, so that only something that grows without e
     descriptors    64 more in a process of one kind than before: a leak of one a fault would need many faults
     memory         256 MiB more: torch loaded once more is about that
     streams        what each is trimmed to, and two of the server's nodes of 100 entries, as trimming is approximate
-    checkpoints    none half written where a job succeeded, two set aside: as many as are kept to be looked at
+    checkpoints    where a job succeeded none half written, but one for each attempt that was cut off, as nobody tidies
+                   up after that; two set aside, as many as are kept to be looked at
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from trackside.oracle.verdicts import JobRule, SystemRule
 _CRASHED: Final = frozenset({Reason.KILLED, Reason.USER_ERROR, Reason.STALLED, Reason.CUDA_ERROR})
 _COUNTED: Final = _CRASHED | {Reason.OOM_HOST}
 _BAD: Final = _COUNTED | {Reason.LOST}
+_CUT_OFF: Final = frozenset({Reason.LOST, Reason.FENCED})
 _MORE_FDS: Final = 64
 _MORE_MIB: Final = 256.0
 _NODES: Final = 200
@@ -117,7 +119,11 @@ def _streams(history: History) -> Iterator[str]:
 
 
 def _left_on_the_disk(history: History) -> Iterator[str]:
-    yield from (f"{path} was left half written" for path in history.holdings[-1].unfinished)
+    for each in history.jobs:
+        cut_off = sum(a.outcome is not None and a.outcome.reason in _CUT_OFF for a in each.attempts)
+        count = history.holdings[-1].unfinished.get(each.job.id, 0)
+        if count > cut_off:
+            yield f"{each.job.id} keeps {count} checkpoints that were left half written"
     for job, count in sorted(history.holdings[-1].damaged.items()):
         if count > _DAMAGED_KEPT:
             yield f"{job} keeps {count} damaged checkpoints, {_DAMAGED_KEPT} are the limit"

@@ -1,10 +1,10 @@
 """I5, I6, I7 and I8: every step is there and right, checkpoints are good, little is redone, the result is the same.
 
 I7 is judged twice. Steps done again are counted against the interval between checkpoints, and where the journal tells
-that the next one was due and not that it was written, the steps done since then come on top: it was on its way to the
-disk when the process died. That lasts an interval at most, or the run has said that its disk is slow or full. And
-whatever was accepted, or written whole by the journal's word where somebody was left to take it in, must be what the
-next attempt goes on from: there nothing is allowed for.
+that the next one was due and it does not tell that it was written, the steps done since then come on top: it was on
+its way to the disk when the process died. That lasts an interval at most, or the run has said that its disk is slow or
+full. And whatever was accepted, or written whole by the journal's word where somebody was left to take it in, must be
+what the next attempt goes on from: there nothing is allowed for.
 """
 
 from __future__ import annotations

@@ -55,23 +55,6 @@ class Verdict:
     def held(self) -> bool:
         return not self.violations
 
-    @property
-    def unseen(self) -> tuple[str, ...]:
-        """The invariants of which no rule at all had anything to judge."""
-        seen = {name.split()[0] for name in self.judged}
-        return tuple(invariant for invariant in INVARIANTS if invariant not in seen)
-
-
-def together(verdicts: list[Verdict]) -> Verdict:
-    """What several verdicts say as one: a rule was judged if it was in any of them."""
-    judged = {name for each in verdicts for name in each.judged}
-    rest = {name for each in verdicts for name in each.not_judged} - judged
-    return Verdict(
-        violations=tuple(violation for each in verdicts for violation in each.violations),
-        judged=tuple(sorted(judged, key=order)),
-        not_judged=tuple(sorted(rest, key=order)),
-    )
-
 
 def order(name: str) -> tuple[int, str]:
     """Sorts rules by their invariant's number."""

@@ -68,9 +68,9 @@ def sizes(home: Path, job_id: str) -> dict[int, int]:
     return {number: size + _size(path / "output.log") for number, (size, path) in found.items() if size}
 
 
-def unfinished(home: Path, job_id: str) -> list[str]:
-    """Checkpoints of a job that were left half written."""
-    return sorted(str(path.relative_to(home)) for path in (home / "jobs" / job_id / "checkpoints").glob(".*.tmp-*"))
+def unfinished(home: Path, job_id: str) -> int:
+    """How many checkpoints of a job were left half written."""
+    return len(list((home / "jobs" / job_id / "checkpoints").glob(".*.tmp-*")))
 
 
 def damaged(home: Path, job_id: str) -> int:

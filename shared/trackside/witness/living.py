@@ -63,14 +63,14 @@ def _whose(pid: int, jobs: str) -> tuple[str, int] | None:
     return None
 
 
-def orphans(store: Store, home: Path) -> dict[int, str]:
+def orphans(store: Store, home: Path, *, of_silent: bool = True) -> dict[int, str]:
     """Processes of attempts that have ended, at this moment; one just ended may take a moment to go.
 
-    Those of a host that is silent are left out: it cannot know that it was overtaken, and is asked again when it beats.
-    Whatever a worker without a job still has below it was left there by an earlier attempt.
+    Without `of_silent` those are left out whose slot's worker is silent: it cannot know that it was overtaken, and is
+    asked again when it beats. Whatever a worker without a job still has below it was left there by an earlier attempt.
     """
     known = [beat for beat in beats.read(store.client).values() if beat is not None]
-    hosts, services = {beat.host for beat in known}, {beat.pid for beat in known}
+    slots, services = {beat.slot for beat in known}, {beat.pid for beat in known}
     found: dict[int, str] = {}
     for pid, (job_id, number) in processes(home).items():
         if pid in services:
@@ -80,7 +80,7 @@ def orphans(store: Store, home: Path) -> dict[int, str]:
         except NotFound:
             found[pid] = f"process {pid} of attempt {number} of {job_id}, which nobody knows"
             continue
-        if attempt.state is AttemptState.ENDED and attempt.host in hosts:
+        if attempt.state is AttemptState.ENDED and (of_silent or attempt.slot in slots):
             found[pid] = f"process {pid} of attempt {number} of {job_id}"
     for beat in known:
         if beat.role is Role.WORKER and beat.job is None:

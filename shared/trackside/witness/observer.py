@@ -44,7 +44,7 @@ class Observer:
         """Look once; None where no server answers."""
         try:
             seen = self._sample()
-            found = orphans(self.store, self.home)
+            found = orphans(self.store, self.home, of_silent=False)
         except TracksideError:
             self.blind += 1
             self._suspects = {}  # nobody could tell a host that its attempt was over
@@ -148,6 +148,6 @@ def holdings(store: Store, home: Path, job_ids: Iterable[str], at_ms: int) -> Ho
         at_ms=at_ms,
         usage=holds(known),
         streams=lengths(store.client, wanted, {beat.host for beat in known}),
-        unfinished=tuple(path for job_id in well for path in unfinished(home, job_id)),
+        unfinished={job_id: unfinished(home, job_id) for job_id in well},
         damaged={job_id: damaged(home, job_id) for job_id in wanted},
     )
