@@ -31,7 +31,7 @@ from trackside.errors import BusError, ServerError, TracksideError
 from trackside.homelock import HomeLock
 from trackside.models import Beat, Role
 from trackside.processes import alive, become_subreaper, descendants, die_with_parent, kill, start_time
-from trackside.secretfiles import write_private
+from trackside.secretfiles import private_dir, write_private
 from trackside.server import EmbeddedServer, url_for
 
 _STOP_MARGIN_S: Final = 5.0  # a service gets its own grace and this before SIGKILL
@@ -127,7 +127,8 @@ class Launcher:
     # -- start -----------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        (self._home / "logs").mkdir(parents=True, exist_ok=True)
+        for name in ("logs", "run"):
+            private_dir(self._home / name)
         if self._settings.redis_url is None:
             self._server = EmbeddedServer(self._home)
             self._server.start().wait_ready(_START_LIMIT_S)
