@@ -288,6 +288,12 @@ class Beat:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+    def last_step_s(self, now_ms: int) -> float | None:
+        """How long ago the newest step was done; None where nothing of it is known, such as before the first."""
+        if self.step is None or self.step_age_s is None:
+            return None
+        return round(self.step_age_s + max(0, now_ms - self.at_ms) / 1000, 3)
+
 class Event:
     """One entry of the history, and the same message on the status channel."""
 

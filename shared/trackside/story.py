@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from trackside import line
 from trackside.models import (
     Attempt,
     AttemptState,
@@ -78,8 +79,10 @@ class Sentence:
     attempt: int | None = None
 
 
-def tell(job: Job, attempts: Iterable[Attempt], events: Iterable[Event], now_ms: int) -> list[Sentence]:
-    """The whole story, oldest first; the last sentence says what comes next."""
+def tell(
+    job: Job, attempts: Iterable[Attempt], events: Iterable[Event], now_ms: int, *, place: int | None = None
+) -> list[Sentence]:
+    """The whole story, oldest first; the last sentence says what comes next. `place` is the job's in line."""
     by_number = {attempt.number: attempt for attempt in attempts}
     saved: dict[int, list[int]] = {}
     told: list[Sentence] = []
@@ -91,7 +94,7 @@ def tell(job: Job, attempts: Iterable[Attempt], events: Iterable[Event], now_ms:
         text = _sentence(job, event, by_number.get(number), saved.get(number, []))
         if text is not None:
             told.append(Sentence(at_ms=event.at_ms, text=text, attempt=event.attempt))
-    told.append(Sentence(at_ms=None, text=what_is_next(job, by_number.get(job.attempt), now_ms)))
+    told.append(Sentence(at_ms=None, text=what_is_next(job, by_number.get(job.attempt), now_ms, place)))
     return told
 
 
@@ -123,14 +126,14 @@ def _given(event: Event) -> str:
     inputs = event.data.get("inputs")
     if not isinstance(inputs, dict):
         return given
-    line = [each for each in inputs.get("line", []) if isinstance(each, dict)]
-    own = next((each for each in line if each.get("id") == event.job), {})
-    passed = line.index(own) if own else 0
+    told = [each for each in inputs.get("line", []) if isinstance(each, dict)]
+    own = next((each for each in told if each.get("id") == event.job), {})
+    passed = told.index(own) if own else 0
     queued, free = inputs.get("queued", 1), inputs.get("free", 1)
     parts = [f"{own.get('priority', 'normal')} priority"]
     parts.append("the only one in line" if queued == 1 else f"the first of {queued} in line that it fits")
     if passed:
-        parts[-1] += f", before {', '.join(each['id'] for each in line[:passed])}, which it does not fit"
+        parts[-1] += f", before {', '.join(each['id'] for each in told[:passed])}, which it does not fit"
     if own.get("storage") is not None:
         parts.append("where its checkpoint can be read")
     parts.append("the only free slot" if free == 1 else f"one of {free} free slots")
@@ -211,13 +214,13 @@ def _numbers(event: Event) -> str:
     return "; ".join(parts)
 
 
-def what_is_next(job: Job, newest: Attempt | None, now_ms: int) -> str:
+def what_is_next(job: Job, newest: Attempt | None, now_ms: int, place: int | None = None) -> str:
     """What comes next for the job, and when."""
     match job.state:
         case JobState.QUEUED if job.slot is not None:
             return f"next: attempt {job.attempt} starts on {job.slot}"
         case JobState.QUEUED:
-            return f"next: {job.detail or 'waits for a free slot'}"
+            return f"next: {job.detail or line.FREE_SLOT}{f' ({line.words(place)})' if place else ''}"
         case JobState.WAITING:
             left_s = max(0, (job.retry_at_ms or now_ms) - now_ms) / 1000
             return f"next: attempt {job.attempt + 1} in {span(left_s)}, from {_start(job)}"

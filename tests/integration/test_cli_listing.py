@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,7 @@ def test_ls_json_has_stable_keys_and_progress_from_the_beat(world: World) -> Non
 
     assert set(row) == {
         "id", "name", "state", "step", "total_steps", "steps_per_s", "last_step_s", "attempt", "slot", "reason",
-        "detail", "created_at_ms", "changed_at_ms", "ended_at_ms", "retry_at_ms", "checkpoint_step",
+        "detail", "place", "created_at_ms", "changed_at_ms", "ended_at_ms", "retry_at_ms", "checkpoint_step",
     }  # fmt: skip
     assert (row["step"], row["total_steps"], row["steps_per_s"], row["checkpoint_step"]) == (3, 100, 12.5, 2)
     assert (row["state"], row["attempt"], row["slot"]) == ("running", 1, "box-cpu0")
@@ -208,6 +209,29 @@ def test_ps_shows_beating_silent_and_the_launchers_children(world: World) -> Non
     human = world.run("ps").out
     assert "silent" in human
     assert "3/100" in human
+
+
+def test_who_waits_is_told_its_place_in_line_even_where_the_others_are_not_listed(world: World) -> None:
+    world.running("digits-abc123")
+    waiting: list[tuple[str, Any]] = [
+        ("first-1", "normal"),
+        ("second-2", "normal"),
+        ("third-3", "low"),
+        ("urgent-4", "high"),
+    ]
+    for job_id, priority in waiting:
+        world.store.submit(job_id, "waits", replace(SPEC, priority=priority))
+
+    places = {row["id"]: row["place"] for row in world.run("ls", "--json").json["jobs"]}
+    assert places == {"digits-abc123": None, "urgent-4": 1, "first-1": 2, "second-2": 3, "third-3": 4}
+    lines = {line.split()[0]: line for line in world.run("ls", "--limit", "2").out.splitlines()}
+    assert lines["third-3"].endswith("waits for a free slot, 4th in line")
+    assert lines["urgent-4"].endswith("waits for a free slot, next in line")
+    assert "next: waits for a free slot (3rd in line)" in world.run("why", "second-2").out
+    assert world.run("why", "second-2", "--json").json["place"] == 3
+    assert "3rd in line" in world.run("show", "second-2").out
+    top = [line.split()[0] for line in world.run("top", "--once").out.splitlines() if " in line" in line]
+    assert top == ["urgent-4", "first-1", "second-2", "third-3"]
 
 
 def test_the_last_step_ages_with_the_beat_that_told_of_it_and_is_unknown_where_none_did(world: World) -> None:

@@ -205,9 +205,10 @@ def test_a_script_without_a_step_loop_says_that_it_cannot_pause_and_runs_on(trai
 
 
 LATE = """
-import time, trackside
+import time, torch, trackside
 time.sleep(0.7)
 run = trackside.init()
+run.checkpointer(model=torch.nn.Linear(1, 1))
 for step in run.steps(100_000):
     time.sleep(0.01)
 """
@@ -220,6 +221,8 @@ def test_a_pause_that_comes_before_the_step_loop_waits_for_it(trainer: Trainer) 
     outcome = trainer.ended(job)
     assert (outcome.reason, outcome.exit_code) == (Reason.PAUSED, 75)
     assert outcome.first_step == 1
+    saved = trainer.store.job(job.id).checkpoints
+    assert (saved[0].step if saved else 0) == outcome.last_step, "the pause lost steps"
 
 
 CRASH = """

@@ -7,11 +7,12 @@ first, the record last, because only the record says that the act is done.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 from trackside import logs, retry
 from trackside.bus.client import Pipeline
 from trackside.config import Settings
+from trackside.line import FREE_SLOT
 from trackside.models import (
     ACTIVE,
     Attempt,
@@ -30,8 +31,6 @@ from trackside_supervisor import parents
 from trackside_supervisor.crashpoints import here
 from trackside_supervisor.recovery import BACKOFF_OVER, SELFTEST, Decision, Policy, decide
 from trackside_supervisor.watch import Loss
-
-FREE_SLOT: Final = "waits for a free slot"
 
 
 class Actions:

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, NamedTuple
 
+from trackside.line import RANKS
 from trackside.models import Beat, Breaker, BreakerState, Job, JobState, Role, Slot
 from trackside_supervisor.breaker import takes
 
-RANKS: Final = {"high": 0, "normal": 1, "low": 2}
 _PASSED_TOLD: Final = 3  # jobs and slots passed over that are told with a placement, those nearest to it
 
 

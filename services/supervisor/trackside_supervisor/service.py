@@ -20,10 +20,11 @@ from trackside.bus.client import Client, connect, service_url
 from trackside.clock import Clock, SystemClock
 from trackside.config import Settings
 from trackside.errors import BusError, Conflict, NotFound, TracksideError
+from trackside.line import FREE_SLOT
 from trackside.models import ACTIVE, Attempt, AttemptState, Beat, EventKind, Job, JobState, Role
 from trackside.store import Store
 from trackside_supervisor import crashpoints, parents
-from trackside_supervisor.actions import FREE_SLOT, Actions
+from trackside_supervisor.actions import Actions
 from trackside_supervisor.clearsight import ClearSight
 from trackside_supervisor.crashpoints import here
 from trackside_supervisor.keeper import Keeper, SureLease

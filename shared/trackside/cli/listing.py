@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from trackside.cli.context import newest_attempts, store_of
-from trackside.cli.observe import job_row, live_beats, process_rows, slot_rows
+from trackside.cli.observe import job_row, live_beats, places, process_rows, slot_rows
 from trackside.cli.render import Column, age, narrow, number, print_json, print_table, progress, say, span
 from trackside.errors import BusUnavailable
 
@@ -55,8 +55,8 @@ def ls(
     """List jobs: those not yet ended, and the newest 20.
 
     --json: {"now_ms", "jobs": [{"id", "name", "state", "step", "total_steps", "steps_per_s", "last_step_s", "attempt",
-    "slot", "reason", "detail", "created_at_ms", "changed_at_ms", "ended_at_ms", "retry_at_ms", "checkpoint_step"}]};
-    last_step_s is how long ago the newest step was done.
+    "slot", "reason", "detail", "place", "created_at_ms", "changed_at_ms", "ended_at_ms", "retry_at_ms",
+    "checkpoint_step"}]}; last_step_s is how long ago the newest step was done, place the job's in line for a slot.
     """
     from trackside.bus.client import now_ms
 
@@ -65,7 +65,8 @@ def ls(
     jobs, more = _select(store, show_all=show_all, state=state, limit=limit)
     beats = live_beats(store)
     attempts = newest_attempts(store, jobs)
-    rows = [job_row(job, beats.get(job.id), attempts.get(job.id), now) for job in jobs]
+    line_ = places(store, jobs)
+    rows = [job_row(job, beats.get(job.id), attempts.get(job.id), now, line_.get(job.id)) for job in jobs]
     if as_json:
         print_json({"now_ms": now, "jobs": rows})
         return
@@ -95,11 +96,13 @@ def ls(
 
 def why(row: dict[str, Any], now: int) -> str | None:
     """Why a job is where it is: the reason of its last attempt where that says more, the detail, the next try."""
+    from trackside import line
+
     parts = []
     if row["reason"] and row["reason"] != row["state"]:
         parts.append(row["reason"])
     if row["detail"]:
-        parts.append(row["detail"])
+        parts.append(row["detail"] + (f", {line.words(row['place'])}" if row["place"] else ""))
     if row["retry_at_ms"] is not None and row["state"] == "waiting":
         parts.append(f"next try in {span(max(0, row['retry_at_ms'] - now) / 1000)}")
     return ": ".join(parts) or None

@@ -135,14 +135,24 @@ def _slot_table(view: View) -> RenderableType:
 
 
 def _waiting_table(jobs: list[Job], now_ms: int) -> RenderableType:
-    first = sorted(jobs, key=lambda job: job.created_at_ms)
+    from trackside import line
+
+    places = line.places(jobs)
+    first = sorted(jobs, key=lambda job: (places.get(job.id, len(jobs) + 1), job.created_at_ms))
     columns = [Column(title="JOB"), Column(title="STATE"), Column(title="SINCE", justify="right"), Column(title="WHY")]
     rows: list[tuple[object, ...]] = [
-        (job.id, job.state.value, age(job.changed_at_ms, now_ms), plain(job.detail or "")) for job in first[:_WAITING]
+        (job.id, job.state.value, age(job.changed_at_ms, now_ms), _waits(job.detail, places.get(job.id)))
+        for job in first[:_WAITING]
     ]
     if len(first) > _WAITING:
         rows.append((f"and {len(first) - _WAITING} more", "", "", ""))
     return table(columns, rows)
+
+
+def _waits(detail: str | None, place: int | None) -> str:
+    from trackside import line
+
+    return plain(", ".join(part for part in (detail, line.words(place) if place else None) if part))
 
 
 def eta_s(step: int | None, total: int | None, steps_per_s: float | None) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,14 +31,25 @@ def by_job(beats: Mapping[str, Beat | None]) -> dict[str, Beat]:
     return found
 
 
-def last_step_s(beat: Beat | None, now_ms: int) -> float | None:
-    """How long ago the newest step was done; None where nothing of it is known, such as before the first."""
-    if beat is None or beat.step is None or beat.step_age_s is None:
-        return None
-    return round(beat.step_age_s + max(0, now_ms - beat.at_ms) / 1000, 3)
+def places(store: Store, known: Iterable[Job]) -> dict[str, int]:
+    """The places in line of all jobs that wait for a slot; what is `known` already is not read again."""
+    from trackside import line
+
+    jobs = {job.id: job for job in known}
+    if not any(map(line.is_in_line, jobs.values())):
+        return {}
+    others = [job_id for job_id in store.live_job_ids() if job_id not in jobs]
+    return line.places([*jobs.values(), *store.jobs(others)])
 
 
-def job_row(job: Job, beat: Beat | None, attempt: Attempt | None, now_ms: int) -> dict[str, Any]:
+def place_of(store: Store, job: Job) -> int | None:
+    """The job's place in line; None if it is in none."""
+    return places(store, [job]).get(job.id)
+
+
+def job_row(
+    job: Job, beat: Beat | None, attempt: Attempt | None, now_ms: int, place: int | None = None
+) -> dict[str, Any]:
     """One job as `ls --json` gives it: progress from a live beat, else from how the last attempt ended."""
     step, total, speed, step_age_s = None, None, None, None
     outcome = None if attempt is None else attempt.outcome
@@ -51,7 +62,7 @@ def job_row(job: Job, beat: Beat | None, attempt: Attempt | None, now_ms: int) -
     if beat is not None and beat.attempt == job.attempt and job.slot is not None:
         step = beat.step if beat.step is not None else step
         total = beat.total if beat.total is not None else total
-        speed, step_age_s = beat.steps_per_s, last_step_s(beat, now_ms)
+        speed, step_age_s = beat.steps_per_s, beat.last_step_s(now_ms)
     return {
         "id": job.id,
         "name": job.name,
@@ -64,6 +75,7 @@ def job_row(job: Job, beat: Beat | None, attempt: Attempt | None, now_ms: int) -
         "slot": job.slot,
         "reason": None if job.reason is None else job.reason.value,
         "detail": job.detail,
+        "place": place,
         "created_at_ms": job.created_at_ms,
         "changed_at_ms": job.changed_at_ms,
         "ended_at_ms": job.ended_at_ms,
@@ -107,7 +119,7 @@ def _process(beat: Beat, now: int) -> dict[str, Any]:
         "step": beat.step,
         "total_steps": beat.total,
         "steps_per_s": beat.steps_per_s,
-        "last_step_s": last_step_s(beat, now),
+        "last_step_s": beat.last_step_s(now),
         "cpu_pct": beat.cpu_pct,
         "rss_mib": beat.rss_mib,
     }
@@ -142,7 +154,8 @@ def slot_rows(store: Store) -> tuple[int, list[dict[str, Any]]]:
         beat = found.get(keys.deadline_member(Role.WORKER, slot.id))
         job = None if beat is None else beat.job
         resting = breaker.state is not BreakerState.CLOSED
-        unused = "cordoned" if slot.cordoned else "resting" if resting else "blocked" if slot.blocked else "free"
+        blocked = slot.blocked or (None if beat is None else beat.blocked)
+        unused = "cordoned" if slot.cordoned else "resting" if resting else "blocked" if blocked else "free"
         state = "silent" if beat is None else "busy" if job else unused
         rows.append(
             {
@@ -159,10 +172,10 @@ def slot_rows(store: Store) -> tuple[int, list[dict[str, Any]]]:
                 "step": None if beat is None else beat.step,
                 "total_steps": None if beat is None else beat.total,
                 "steps_per_s": None if beat is None else beat.steps_per_s,
-                "last_step_s": last_step_s(beat, now),
+                "last_step_s": None if beat is None else beat.last_step_s(now),
                 "cordoned": slot.cordoned,
                 "cordon_reason": slot.cordon_reason,
-                "blocked": slot.blocked,
+                "blocked": blocked,
                 "throttled": slot.throttled,
                 "breaker": breaker.state.value,
                 "breaker_failed": list(breaker.failed),

@@ -9,7 +9,7 @@ import typer
 
 from trackside.cli.context import find_job, store_of
 from trackside.cli.control import OneJob
-from trackside.cli.observe import job_row, live_beats
+from trackside.cli.observe import job_row, live_beats, place_of
 from trackside.cli.render import (
     Column,
     age,
@@ -60,7 +60,7 @@ def show(
     attempts = store.attempts(found)
     beat = live_beats(store).get(found.id)
     now = now_ms(store.client)
-    row = job_row(found, beat, attempts[-1] if attempts else None, now)
+    row = job_row(found, beat, attempts[-1] if attempts else None, now, place_of(store, found))
     metrics = _recent_metrics(store, found.id)
     if as_json:
         print_json(
@@ -132,6 +132,8 @@ def last_points(attempt: int, batch: Batch) -> dict[str, dict[str, Any]]:
 
 
 def _facts(job: Job, row: dict[str, Any], now: int) -> None:
+    from trackside import line
+
     spec = job.spec
     program = shlex.join([*(["-m"] if spec.program.kind == "module" else []), spec.program.target, *spec.program.argv])
     retry = None if job.retry_at_ms is None else f"in {span(max(0, job.retry_at_ms - now) / 1000)}"
@@ -140,6 +142,7 @@ def _facts(job: Job, row: dict[str, Any], now: int) -> None:
         ("Name", job.name),
         ("State", f"{job.state} for {age(job.changed_at_ms, now)}"),
         ("Why", job.detail),
+        ("Place", None if row["place"] is None else line.words(row["place"])),
         ("Last reason", job.reason),
         ("Next try", retry),
         ("Step", progress(row["step"], row["total_steps"]) if row["step"] is not None else None),

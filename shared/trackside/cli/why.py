@@ -8,6 +8,7 @@ import typer
 
 from trackside.cli.context import find_job, store_of
 from trackside.cli.control import OneJob
+from trackside.cli.observe import place_of
 from trackside.cli.render import plain, print_json, when
 
 
@@ -18,8 +19,9 @@ def why(
 ) -> None:
     """Tell a job's story: where each attempt ran, why it ended, what was decided by which rule, and what comes next.
 
-    --json: {"now_ms", "job", "state", "story": [{"at_ms", "attempt", "text"}], "obstacles": [...]}; the last of the
-    story comes next, and obstacles say for each slot why a queued job is not on it.
+    --json: {"now_ms", "job", "state", "place", "story": [{"at_ms", "attempt", "text"}], "obstacles": [...]}; place is
+    the job's in line for a slot, from 1; the last of the story comes next, and obstacles say for each slot why a queued
+    job is not on it.
     """
     from trackside.bus import beats, streams
     from trackside.bus.client import now_ms
@@ -28,9 +30,10 @@ def why(
 
     store = store_of(ctx)
     found = find_job(store, job)
+    place = place_of(store, found)
     events = [event for _, event in streams.history(store.client, found.id)]
     now = now_ms(store.client)
-    story = tell(found, store.attempts(found), events, now)
+    story = tell(found, store.attempts(found), events, now, place=place)
     in_the_way: list[str] = []
     if found.state is JobState.QUEUED and found.slot is None and not (found.spec.after and found.attempt == 0):
         slots = store.slots()
@@ -38,7 +41,14 @@ def why(
     if as_json:
         lines = [{"at_ms": each.at_ms, "attempt": each.attempt, "text": each.text} for each in story]
         print_json(
-            {"now_ms": now, "job": found.id, "state": found.state.value, "story": lines, "obstacles": in_the_way}
+            {
+                "now_ms": now,
+                "job": found.id,
+                "state": found.state.value,
+                "place": place,
+                "story": lines,
+                "obstacles": in_the_way,
+            }
         )
         return
     print(plain(f"{found.id} is {found.state}" + (f": {found.detail}" if found.detail else "")))

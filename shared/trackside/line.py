@@ -1,0 +1,31 @@
+"""The line of jobs that wait for a slot: who is in it, and who is before whom. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from trackside.models import Job, JobState
+
+RANKS: Final = {"high": 0, "normal": 1, "low": 2}
+FREE_SLOT: Final = "waits for a free slot"
+
+
+def is_in_line(job: Job) -> bool:
+    """Whether the next free slot that fits may be this job's; one that others hold up is not in line yet."""
+    waits = bool(job.spec.after) and job.attempt == 0 and job.detail != FREE_SLOT
+    return job.state is JobState.QUEUED and job.slot is None and not waits
+
+
+def places(jobs: Iterable[Job]) -> dict[str, int]:
+    """The place of each job in line, from 1: by priority, then age. What device a job asks for makes no difference."""
+    line = sorted(filter(is_in_line, jobs), key=lambda job: (RANKS[job.spec.priority], job.created_at_ms, job.id))
+    return {job.id: place for place, job in enumerate(line, start=1)}
+
+
+def words(place: int) -> str:
+    """`next in line`, `2nd in line`."""
+    if place == 1:
+        return "next in line"
+    ending = "th" if place % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(place % 10, "th")
+    return f"{place}{ending} in line"

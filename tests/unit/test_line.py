@@ -1,0 +1,57 @@
+"""A job's place in line is the one by which slots are given out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from trackside import line
+from trackside.models import Job, JobSpec, JobState, Program, Slot
+from trackside.story import what_is_next
+from trackside_supervisor.placement import place
+
+SPEC = JobSpec(program=Program(kind="script", target="train.py"))
+
+
+def queued(job_id: str, at_ms: int, *, priority: Any = "normal", after: tuple[str, ...] = (), **fields: Any) -> Job:
+    spec = replace(SPEC, priority=priority, after=after)
+    return Job(
+        id=job_id, name="n", state=JobState.QUEUED, spec=spec, created_at_ms=at_ms, changed_at_ms=at_ms, **fields
+    )
+
+
+JOBS = [
+    queued("late", 3),
+    queued("early", 1),
+    queued("low", 0, priority="low"),
+    queued("high", 9, priority="high"),
+    queued("assigned", 0, slot="s-0", attempt=1),
+    queued("held-up", 0, after=("early",), detail="waits for early"),
+    queued("let-go", 2, after=("early",), detail=line.FREE_SLOT),
+    replace(queued("running", 0), state=JobState.RUNNING),
+]
+
+
+def test_priority_then_age_and_nobody_who_waits_for_something_else() -> None:
+    assert line.places(JOBS) == {"high": 1, "early": 2, "let-go": 3, "late": 4, "low": 5}
+
+
+def test_slots_are_given_out_in_that_order() -> None:
+    slots = [Slot(id=f"s-{number}", host="h", kind="cpu", storage="x") for number in range(9)]
+    given = [placed.job.id for placed in place([job for job in JOBS if line.is_in_line(job)], slots)]
+    assert given == list(line.places(JOBS))
+
+
+def test_what_comes_next_names_the_place() -> None:
+    assert what_is_next(queued("a", 1), None, 5, 3) == "next: waits for a free slot (3rd in line)"
+    assert what_is_next(queued("a", 1), None, 5) == "next: waits for a free slot"
+
+
+@pytest.mark.parametrize(
+    ("place_", "words"),
+    [(1, "next"), (2, "2nd"), (3, "3rd"), (4, "4th"), (11, "11th"), (12, "12th"), (22, "22nd"), (113, "113th")],
+)
+def test_places_in_words(place_: int, words: str) -> None:
+    assert line.words(place_) == f"{words} in line"
