@@ -76,7 +76,7 @@ def verdict(history: History) -> Verdict:
         name = f"{rule.invariant} {rule.name}"
         judged[name] = judged.get(name, False) or seen
         if seen:
-            found.extend(Violation(invariant=rule.invariant, job=job, what=what) for what in broken)
+            found.extend(Violation(invariant=rule.invariant, job=job, what=what, rule=name) for what in broken)
 
     for system_rule in SYSTEM_RULES:
         take(system_rule, None, system_rule.sees(history), system_rule.broken(history))

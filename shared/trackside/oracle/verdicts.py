@@ -18,6 +18,7 @@ class Violation:
     invariant: str
     job: str | None
     what: str
+    rule: str | None = None  # the name of the oracle's; None: somebody else saw it
 
     def __str__(self) -> str:
         return f"{self.invariant} {self.job or ''}: {self.what}"
