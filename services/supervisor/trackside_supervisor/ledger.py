@@ -19,7 +19,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -78,6 +78,8 @@ class Ledger:
         ledger = cls(folder)
         (folder / "snapshots").mkdir(parents=True, exist_ok=True, mode=0o700)
         with ledger._locked():
+            for cut_short in folder.glob("*.tmp"):  # whoever writes one holds the lock
+                cut_short.unlink(missing_ok=True)
             old = sorted(folder.glob("*.jsonl"), key=lambda path: _order(_last_cursor(path)))
             for path in old:
                 ledger._load(path)
@@ -108,8 +110,12 @@ class Ledger:
         """Copy an archive; written beside and renamed, so that half a one is never taken for whole."""
         path = self._snapshot_path(sha256)
         aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_bytes(data)
-        aside.replace(path)
+        try:
+            aside.write_bytes(data)
+            aside.replace(path)
+        except OSError:
+            _remove(aside)
+            raise
 
     def append(
         self,
@@ -183,6 +189,7 @@ class Ledger:
             aside.rename(self._path)
         except OSError:
             os.close(fd)
+            _remove(aside)  # on a full disk it would be one more each time
             raise
         self.close()
         self._fd, self._size, self._whole_size, self._synced_s = fd, len(data), len(data), time.monotonic()
@@ -263,6 +270,11 @@ class Ledger:
             yield
         finally:
             os.close(fd)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _order(entry: str | None) -> tuple[int, int]:
