@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import pytest
 
-from trackside.bus import keys
+from trackside.bus import keys, streams
 from trackside.bus.client import connect
 from trackside.errors import BusError
-from trackside.models import CheckpointRef, EventKind, Job, JobSpec, JobState, Outcome, Program, Reason, Slot
+from trackside.models import Batch, CheckpointRef, EventKind, Job, JobSpec, JobState, Outcome, Program, Reason, Slot
 from trackside.sdk.journal import JournalWriter
 from trackside.store import Store
 from trackside_trainer.earlier import EarlierCurves
@@ -30,22 +30,36 @@ def in_its_third_attempt(store: Store, bus_urls: Mapping[str, str], data: Path) 
     """A job whose metrics stream is gone, with the journals of its first two attempts."""
     boss = Store(connect(bus_urls["supervisor"]), by="supervisor:test")
     boss.submit("j", "j", SPEC)
-    for number in (1, 2, 3):
-        boss.assign("j", SLOT, lambda _, __: None)
-        job = store.claim("j", number, worker_pid=10)
-        if number == 3:
-            break
-        if number == 2:
-            store.note_attempt("j", number, EventKind.RESTORED, "restored", resumed_from="step-9-a1", resumed_step=9)
-        path = Folders(data=data, job="j", attempt=number).journal
-        path.parent.mkdir(parents=True)
-        JournalWriter(path).metrics(1, {"loss": 0.5}, 1)
+    for number in (1, 2):
+        started(store, boss, number, resumed_step=9 if number > 1 else None)
+        journal(data, number)
         at = CheckpointRef(name=f"step-9-a{number}", step=9, attempt=number, digest="d", storage="disk")
         store.accept_checkpoint("j", number, at)
-        store.end_attempt("j", number, Outcome(reason=Reason.KILLED))
-        boss.change("j", lambda job, now: boss.moved(job, JobState.QUEUED, now, cause="test", detail=None))
+        ended(store, boss, number)
+    job = started(store, boss, 3)
     store.client.delete(keys.metrics("j"))
+    boss.client.close()
     return job
+
+
+def started(store: Store, boss: Store, number: int, resumed_step: int | None = None) -> Job:
+    """The job with its next attempt, which has told the step that it resumed from if it has come so far."""
+    boss.assign("j", SLOT, lambda _, __: None)
+    job = store.claim("j", number, worker_pid=10)
+    if resumed_step is not None:
+        store.note_attempt("j", number, EventKind.RESTORED, "restored", resumed_from="x", resumed_step=resumed_step)
+    return job
+
+
+def ended(store: Store, boss: Store, number: int) -> None:
+    store.end_attempt("j", number, Outcome(reason=Reason.KILLED))
+    boss.change("j", lambda job, now: boss.moved(job, JobState.QUEUED, now, cause="test", detail=None))
+
+
+def journal(data: Path, number: int) -> None:
+    path = Folders(data=data, job="j", attempt=number).journal
+    path.parent.mkdir(parents=True)
+    JournalWriter(path).metrics(number, {"loss": 0.5}, number)
 
 
 def rounds(earlier: EarlierCurves) -> int:
@@ -64,6 +78,43 @@ def numbers(store: Store) -> list[int]:
 def test_they_are_written_again(store: Store, bus_urls: Mapping[str, str], tmp_path: Path) -> None:
     job = in_its_third_attempt(store, bus_urls, tmp_path)
     assert rounds(EarlierCurves(store, job, tmp_path)) > 0
+    assert numbers(store) == [1, 1, 2, 2, 3]
+
+
+def steps(store: Store) -> list[tuple[int, int]]:
+    """Each shipped step, with its attempt."""
+    found = streams.batches(store.client, "j")
+    return [(number, step) for _, number, batch in found for step in batch.steps]
+
+
+def test_whoever_dies_at_it_is_followed_by_the_next_attempt(
+    store: Store, bus_urls: Mapping[str, str], tmp_path: Path
+) -> None:
+    third = in_its_third_attempt(store, bus_urls, tmp_path)
+    store.client.xadd(keys.metrics("j"), {"open": "3"}, id="3-0")  # as a rebuild does
+    streams.ship_batch(store.client, "j", 3, 50, Batch(steps=(3,), at_ms=(3,), series={"loss": (0.5,)}))
+    assert EarlierCurves(store, third, tmp_path).ship(), "it is not in the middle of it"
+    assert store.client.exists(keys.metrics_aside("j"))
+
+    boss = Store(connect(bus_urls["supervisor"]), by="supervisor:test")
+    ended(store, boss, 3)
+    fourth = started(store, boss, 4)
+    rounds(EarlierCurves(store, fourth, tmp_path))
+    boss.client.close()
+
+    assert numbers(store) == [1, 1, 2, 2, 3, 3, 4]
+    assert steps(store) == [(1, 1), (2, 2), (3, 3)]
+    assert not store.client.exists(keys.metrics_aside("j"))
+
+
+def test_what_one_that_died_at_it_left_is_removed_also_where_nothing_is_lost(
+    store: Store, bus_urls: Mapping[str, str], tmp_path: Path
+) -> None:
+    job = in_its_third_attempt(store, bus_urls, tmp_path)
+    rounds(EarlierCurves(store, job, tmp_path))
+    store.client.xadd(keys.metrics_aside("j"), {"open": "1"}, id="1-0")
+    rounds(EarlierCurves(store, job, tmp_path))
+    assert not store.client.exists(keys.metrics_aside("j"))
     assert numbers(store) == [1, 1, 2, 2, 3]
 
 

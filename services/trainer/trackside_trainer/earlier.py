@@ -5,7 +5,8 @@ begins anew. Those of the attempts before it stand in their journals, if they ra
 that is older than its last entry, so it is written aside as a whole and put in the place of the other in one
 transaction, while this worker, the stream's only writer, ships nothing.
 
-Of each attempt the steps are written that the next one did not do again: what came later may have been refused.
+Of each attempt the steps are written that the next one did not do again: what came later may have been refused. Whoever
+dies at this is followed by the next attempt, which begins anew: what is lost is told by the stream alone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from trackside.bus import keys
 from trackside.bus.client import Pipeline, ResponseError, WatchError
 from trackside.codec import encode
 from trackside.errors import BusError, NotFound, ServerBehind
-from trackside.models import Job
+from trackside.models import Attempt, Job
 from trackside.sdk.journal import JournalReader
 from trackside.store import Store, check_not_behind
 from trackside_trainer.batches import BatchBuilder, whole
@@ -69,7 +70,7 @@ class EarlierCurves:
 
     def _ship_piece(self, made: int) -> bool:
         if self._looked != made:
-            self._writing = self._write() if self._lost() else None
+            self._writing = self._what_to_do()
             self._looked = made
         if self._writing is not None and next(self._writing, self) is self:
             self._writing, self._failures = None, 0
@@ -89,31 +90,46 @@ class EarlierCurves:
         with suppress(BusError, ResponseError):
             self._client.delete(self._aside)
 
-    def _lost(self) -> bool:
-        """Whether the stream begins with this attempt, though there were others, and it is not for its length."""
+    def _what_to_do(self) -> Iterator[None] | None:
+        """Write what is lost, or remove what an attempt left that died at it; None if there is nothing to do."""
         with self._client.pipeline(transaction=False) as pipe:
             pipe.xrange(self._stream, count=1)
             pipe.xlen(self._stream)
-            first, length = pipe.execute()
+            pipe.exists(self._aside)
+            first, length, left = pipe.execute()
         begins = keys.parse_entry_id(first[0][0])[0] if first else self._number
-        return begins >= self._number and length < keys.METRICS_MAXLEN
+        if begins > 1 and length < keys.METRICS_MAXLEN:  # a longer one has lost its beginning for its length
+            return self._write(begins)
+        return self._tidy() if left else None
 
-    def _write(self) -> Iterator[None]:
+    def _tidy(self) -> Iterator[None]:
+        self._client.delete(self._aside)
+        yield
+
+    def _write(self, begins: int) -> Iterator[None]:
+        """Write the attempts before the one that the stream begins with."""
         job = self._store.job(self._job)
         check_not_behind(job, self._number)
-        begins = {attempt.number: attempt.resumed_step or 0 for attempt in self._store.attempts(job)}
-        begins[self._number] = self._begins_at
+        attempts = {attempt.number: attempt for attempt in self._store.attempts(job)}
         self._client.delete(self._aside)
-        for number in range(1, self._number):
+        for number in range(1, begins):
             journal = Folders(data=self._data, job=self._job, attempt=number).journal
             self._client.xadd(self._aside, {"open": str(number)}, id=keys.entry_id(number, 0))
-            for end, builder in _batches(journal, begins[number + 1]):
+            for end, builder in _batches(journal, self._last_step(attempts, number)):
                 fields: Any = {b"d": encode(builder.build())}
                 self._client.xadd(self._aside, fields, id=keys.entry_id(number, end))
                 yield
         with self._client.pipeline() as pipe:
             self._put_in_place(pipe)
-        logs.get().warning("curves_written_again", job=self._job, attempts=self._number - 1)
+        logs.get().warning("curves_written_again", job=self._job, attempts=begins - 1)
+
+    def _last_step(self, attempts: dict[int, Attempt], number: int) -> int:
+        """Up to where an attempt's steps count: the next one that did any began behind it."""
+        for later in range(number + 1, self._number):
+            attempt = attempts[later]
+            if attempt.resumed_step is not None or (attempt.outcome is not None and attempt.outcome.first_step):
+                return attempt.resumed_step or 0
+        return self._begins_at
 
     def _put_in_place(self, pipe: Pipeline) -> None:
         pipe.watch(self._stream)
