@@ -14,6 +14,7 @@ import trackside
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=240)
 parser.add_argument("--step-ms", type=float, default=8.0)
+parser.add_argument("--cpu-ms", type=float, default=0.0)
 parser.add_argument("--every", type=int, default=20)
 parser.add_argument("--width", type=int, default=16)
 parser.add_argument("--fault", default="none")
@@ -111,6 +112,9 @@ for step in run.steps(args.steps):
     optimizer.step()
     run.log(loss=loss)
     time.sleep(args.step_ms / 1000)
+    busy_until = time.process_time() + args.cpu_ms / 1000
+    while time.process_time() < busy_until:
+        pass
 weights = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
 run.summary["digest"] = hashlib.sha256(weights).hexdigest()
 print("finished", flush=True)

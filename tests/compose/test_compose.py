@@ -48,6 +48,42 @@ for step in run.steps(120):
 """
 
 
+# A server of its own beside the deployed one, in the same container, for the table of commands of this very version.
+TABLE = """\
+redis-server --port 6399 --bind 127.0.0.1 --save '' --appendonly no --dir /tmp >/dev/null &
+trap "kill $!" EXIT
+until redis-cli -p 6399 PING >/dev/null 2>&1; do sleep 0.1; done
+redis-cli -p 6399 --json COMMAND
+"""
+
+# Tried with too many words and with just enough, since the server counts them before it looks at permissions. A command
+# that blocks answers within the client's limit where it is refused; where it is let in, the limit is over.
+TRY_ALL = """\
+import json, sys
+import redis
+
+password = open("/run/secrets/dashboard").read().strip()
+client = redis.Redis(host="redis", username="dashboard", password=password, socket_timeout=2.0)
+client.ping()
+client.get("ts:x")
+
+def denied(words):
+    try:
+        client.execute_command(*words)
+    except redis.exceptions.NoPermissionError:
+        return True
+    except (redis.exceptions.ResponseError, redis.exceptions.TimeoutError):
+        return False
+    return False
+
+allowed = [
+    " ".join(words) for words, least in json.loads(sys.argv[1])
+    if not denied([*words, *["ts:x"] * (least + 1)]) and not denied([*words, *["ts:x"] * (least - len(words))])
+]
+print(json.dumps(allowed))
+"""
+
+
 class Deployment:
     """One compose project with passwords, a port and a working directory of its own."""
 
@@ -203,6 +239,15 @@ def test_a_job_submitted_from_a_container_trains_to_its_end(running: Deployment)
     running("run", "--rm", "-T", "cli", "wait", "--timeout", "100s", "from-a-container")
     assert "trained" in running("run", "--rm", "-T", "cli", "logs", "from-a-container")
     assert "from-a-container" in running("exec", "-T", "trainer", "trackside", "ls", "--all")
+
+
+def test_the_dashboards_container_is_refused_every_command_that_writes(running: Deployment) -> None:
+    table = json.loads(running("exec", "-T", "redis", "sh", "-c", TABLE))
+    rows = [row for name in table for row in (name, *(name[9] if len(name) > 9 else ())) if "write" in row[2]]
+    writing = [(row[0].split("|"), abs(row[1])) for row in rows]
+    assert len(writing) > 80, "the server's table was not read"
+    assert {"set", "blpop", "xadd"} <= {words[0] for words, _ in writing}
+    assert json.loads(running("exec", "-T", "dashboard", "python", "-c", TRY_ALL, json.dumps(writing))) == []
 
 
 def test_rq_info_works_as_operator(running: Deployment) -> None:
