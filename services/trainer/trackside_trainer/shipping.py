@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -219,12 +220,12 @@ def _piece(path: Path, start: int, limit: int) -> bytes:
 
 
 def end_record(path: Path) -> dict[str, Any] | None:
-    """The end line of a journal, None if the process died before it could write one."""
-    reader = JournalReader(path, max(0, _size(path) - _TAIL_BYTES))
+    """The end line of a journal, None if the process died before it could write one, or if it cannot be read."""
     found: dict[str, Any] | None = None
-    for _, record in reader:
-        if record["k"] == "end":
-            found = record
+    with suppress(OSError):
+        for _, record in JournalReader(path, max(0, _size(path) - _TAIL_BYTES)):
+            if record["k"] == "end":
+                found = record
     return found
 
 
