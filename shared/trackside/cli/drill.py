@@ -178,7 +178,7 @@ def _run(console: Console, home: Path, plan: _Plan, submit: Callable[[Throwaway]
         for fault in plan.faults:
             rng = random.Random(f"{plan.seed} {fault.id}")
             with console.status(f"{fault.id} {fault.name} …"):
-                result = rehearse(system, fault, lambda: submit(system), base, rng)
+                result = rehearse(system, fault, lambda: system.again(base.job), base, rng)
             report.results.append(result)
             console.print(f"  {fault.id:<5} {fault.name:<36} {verdict(result)}")
             for line in told(result):

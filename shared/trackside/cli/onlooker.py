@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from trackside import witness
 from trackside.cli.throwaway import Throwaway, now_ms
 from trackside.models import Reason
-from trackside.oracle import Expected, Holdings
+from trackside.oracle import Expected, Holdings, Sample
 
 if TYPE_CHECKING:
     from trackside.cli.faults import Fault
@@ -45,10 +45,10 @@ def held(system: Throwaway, job_ids: list[str]) -> Holdings:
     return system.ask(lambda: witness.holdings(system.store, system.home, job_ids, now_ms()))
 
 
-def facts(system: Throwaway, seen: Onlooker, job_id: str) -> dict[str, Any]:
-    """What was seen, as fields of a History; once every job has ended."""
+def facts(system: Throwaway, seen: Onlooker, job_id: str, samples: list[Sample]) -> dict[str, Any]:
+    """What was seen, also by the fault itself, as fields of a History; once every job has ended."""
     return {
-        "samples": tuple(seen.observer.samples),
+        "samples": tuple(sorted([*seen.observer.samples, *samples], key=lambda look: look.at_ms)),
         "holdings": (seen.before, held(system, [job_id, *seen.beside])),
     }
 

@@ -17,7 +17,6 @@ from trackside.cli.onlooker import Onlooker, calm, due, facts, onlooker
 from trackside.cli.services import entry
 from trackside.cli.throwaway import Throwaway
 from trackside.errors import ServerError, TracksideError
-from trackside.ids import new_job_id
 from trackside.models import Beat, EventKind, Job, JobState, Role
 from trackside.oracle import Cost, Expected, JobHistory, Rules, Value, Violation
 from trackside.processes import look
@@ -130,7 +129,7 @@ def rehearse(system: Throwaway, fault: Fault, submit: Callable[[], str], base: B
         lacking = [why for need in fault.needs if (why := base.lacks(need, len(system.ask(system.store.slots))))]
         if lacking:
             return Result(fault=fault, job="", not_applicable=min(lacking))
-        job_id = _submit_impatient(system, base) if fault.hangs else submit()
+        job_id = system.again(base.job, stall_limit_s=round(base.hang_s, 3)) if fault.hangs else submit()
         spare = base.lacks(Need.SLOTS, len(system.ask(system.store.slots))) is None
         patience_s = 60.0 + _RUN_FACTOR * base.seconds + base.hang_s
         with onlooker(system, job_id, submit if fault.bystander and spare else None) as seen:
@@ -165,12 +164,6 @@ def hang_s(each: JobHistory) -> float:
     return max(_HANG_FLOOR_S, _HANG_STEPS * slowest_s, _HANG_SILENCES * max(gap_s for gap_s, _ in gaps))
 
 
-def _submit_impatient(system: Throwaway, base: Baseline) -> str:
-    """The same job again, but for how long a silence is borne."""
-    spec = replace(base.job.spec, stall_limit_s=round(base.hang_s, 3))
-    return system.ask(lambda: system.store.submit(new_job_id(base.job.name), base.job.name, spec)).id
-
-
 def await_moment(system: Throwaway, job_id: str, base: Baseline, rng: random.Random) -> None:
     """Wait for a chance step between a quarter and a half of the way, or for a time where nothing counts steps."""
     share = rng.uniform(0.25, 0.5)
@@ -186,26 +179,26 @@ def judge(
     system: Throwaway, fault: Fault, job_id: str, harm: Harm, base: Baseline, seen: Onlooker | None = None
 ) -> Result:
     """Read what is left of a run that has ended, and let the oracle speak; `seen` is what was seen meanwhile."""
+    own_s = base.hang_s if fault.hangs else 0.0
     expected = Expected(
         states=fault.states,
         attempts_max=fault.attempts_max,
         reasons=fault.reasons or None,
-        # A save that is on its way to the disk when the process dies is lost, with the steps done meanwhile.
-        redo_max=None if base.interval is None else fault.intervals * base.interval + base.interval // 2,
+        redo_max=None if base.interval is None else fault.intervals * base.interval,
         series=base.series,
         summary=base.summary,
         damaged=frozenset(harm.damaged),
         due=due(fault, fault.states == frozenset({JobState.SUCCEEDED})),
         harmed_at_ms=harm.at_ms,
-        noticed_max_s=fault.noticed_max_s,
-        stepping_max_s=fault.stepping_max_s,
+        noticed_max_s=_longer(fault.noticed_max_s, own_s),
+        stepping_max_s=_longer(fault.stepping_max_s, own_s + base.seconds),  # starting takes less than all of it
         step_s=base.step_s,
     )
     wanted = {job_id: expected}
     left = leftovers(system)
     beside: dict[str, Any] = {"samples": tuple(harm.samples)}
     if seen is not None:
-        beside = facts(system, seen, job_id)
+        beside = facts(system, seen, job_id, harm.samples)
         wanted |= dict.fromkeys(seen.beside, calm(base))
         left = tuple(sorted({*left, *seen.observer.orphans}))
     history = system.ask(
@@ -284,6 +277,10 @@ def _alike(one: dict[str, Any], other: dict[str, Any], differing: list[str]) -> 
     alike = {name: one[name] for name in names if name in one and name in other and oracle.same(one[name], other[name])}
     differing += [name for name in names if name not in alike]
     return alike
+
+
+def _longer(limit_s: float | None, own_s: float) -> float | None:
+    return None if limit_s is None else limit_s + own_s
 
 
 def _last_step(each: JobHistory) -> int:

@@ -12,14 +12,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from trackside import launcher
 from trackside.bus import beats
 from trackside.bus.client import connect
 from trackside.config import Settings
 from trackside.errors import NotFound, ServerError, TracksideError
+from trackside.ids import new_job_id
 from trackside.models import Beat, Job, JobState, Role
 from trackside.processes import die_with_parent
 from trackside.retry import until_reachable
@@ -66,6 +68,11 @@ class Throwaway:
     def submit(self, script: Path, *argv: str, options: tuple[str, ...] = ()) -> str:
         """Submit a script; returns the job's id."""
         return self.trackside("submit", str(script), *options, "--", *argv)
+
+    def again(self, job: Job, **changes: Any) -> str:
+        """Submit a job's own specification once more, with changes to it; returns the new job's id."""
+        job_id, spec = new_job_id(job.name), replace(job.spec, **changes)
+        return self.ask(lambda: self.store.submit(job_id, job.name, spec)).id
 
     def ask(self, question: Callable[[], T]) -> T:
         """An answer of the bus, waiting out a server that is away."""
