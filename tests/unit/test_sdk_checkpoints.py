@@ -181,8 +181,8 @@ def test_pruning_keeps_the_one_that_a_next_attempt_would_resume_from(tmp_path: P
     store = CheckpointStore(tmp_path, 1)
     for step in range(1, 6):
         write(store, step)
-    assert store.prune(keep=2, accepted=2) == ["step-00000003-a1", "step-00000001-a1"]
-    assert store.prune(keep=2, accepted=4) == ["step-00000002-a1"]
+    assert store.prune(keep=2, accepted=2) == ["step-00000001-a1"]  # of 3 the answer may be on its way
+    assert store.prune(keep=2, accepted=4) == ["step-00000003-a1", "step-00000002-a1"]
 
 
 def test_pruning_never_removes_the_last_one_that_verifies(tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ class JournalTail:
         """`on_accepted` is told the step of each checkpoint that the store has taken."""
         self._store, self._job, self._number, self._path, self._storage = store, job_id, number, path, storage
         self._on_accepted = on_accepted
+        self._checkpoints = path.parents[2] / "checkpoints"  # beside the folder of all attempts
         self._told = 0  # up to which byte the records' facts have been told once
         client = store.client
         self._stream = _FencedStream(
@@ -160,6 +161,8 @@ class JournalTail:
             return
         if not _NAME.fullmatch(name) or not _DIGEST.fullmatch(digest):
             return
+        if not (self._checkpoints / name).is_dir():
+            return  # pruned while the bus was out of reach: the record names only what is there
         found = CheckpointRef(
             name=name,
             step=step,

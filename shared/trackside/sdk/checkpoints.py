@@ -183,6 +183,7 @@ class CheckpointStore:
         """Remove all but the newest `keep` and the best, but never the newest and never the last one that verifies.
 
         Nor the one of step `accepted`: while the bus is out of reach newer ones come, but a next attempt resumes there.
+        Nor the one after that: the bus may have accepted it too, and the answer be on its way.
         The best is the one whose manifest has the lowest (or highest) value of the metric `best`. An attempt that sees
         checkpoints of a later one has been overtaken and removes nothing.
         """
@@ -193,7 +194,9 @@ class CheckpointStore:
         if best is not None and spare:
             chosen = _best(everything, best, best_mode)
             spare = [checkpoint for checkpoint in spare if checkpoint is not chosen]
-        spare = [checkpoint for checkpoint in spare if checkpoint.step != accepted]
+        if accepted is not None:
+            asked = min((checkpoint.step for checkpoint in everything if checkpoint.step > accepted), default=None)
+            spare = [checkpoint for checkpoint in spare if checkpoint.step not in (accepted, asked)]
         if spare and not any(self._is_proved(checkpoint) for checkpoint in kept):
             saviour = next((checkpoint for checkpoint in spare if self._is_proved(checkpoint)), None)
             spare = [checkpoint for checkpoint in spare if saviour is not None and checkpoint is not saviour]
