@@ -77,7 +77,7 @@ class Trainer:
             client.close()
 
     def start(self) -> Self:
-        """Start the agent and wait until each slot has a worker that beats."""
+        """Start the agent and wait until it is heard, so that it has adopted, and each slot has a worker that beats."""
         env = {name: value for name, value in os.environ.items() if not name.startswith("TRACKSIDE_")}
         env |= {f"TRACKSIDE_{name.upper()}": str(value) for name, value in self.settings.items()}
         env |= {"TRACKSIDE_HOME": str(self.home), "TRACKSIDE_HOST": "box"}
@@ -92,8 +92,9 @@ class Trainer:
     def ready(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, self.log.read_text()
-        slots = self.store.slots()
-        return bool(slots) and all(self.beat(slot.id) is not None for slot in slots)
+        agent, slots = beats.read(self.client).get("agent:box"), self.store.slots()
+        started = agent is not None and agent.pid == self.process.pid
+        return started and bool(slots) and all(self.beat(slot.id) is not None for slot in slots)
 
     def stop(self) -> int | None:
         """SIGTERM to the agent; its exit code."""

@@ -80,6 +80,18 @@ def start_time(pid: int) -> int | None:
     return None if found is None else found.started
 
 
+def boot() -> str | None:
+    """What names the life of these pids: the machine's boot and the pid namespace; None where the kernel tells neither.
+
+    A pid and a start time written down before a restart of the machine, or of the container, name nobody after it.
+    """
+    try:
+        number = (_PROC / "sys" / "kernel" / "random" / "boot_id").read_text().strip()
+        return f"{number} {(_PROC / 'self' / 'ns' / 'pid').readlink()}"
+    except OSError:
+        return None
+
+
 def alive(pid: int | None, started: int | None) -> bool:
     """Whether exactly this process still runs; a zombie does not."""
     found = look(pid) if pid else None

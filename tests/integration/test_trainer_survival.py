@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -18,10 +20,11 @@ import pytest
 
 from trackside.bus import queue, streams
 from trackside.bus.acl import USERS
-from trackside.models import AttemptState, EventKind, Reason
+from trackside.models import AttemptState, EventKind, Job, Reason
+from trackside.processes import start_time
 from trackside.server import EmbeddedServer, ServerBinary
 from trackside.testing import wait_until
-from trainer_harness import Trainer, kill, lives, steps_script
+from trainer_harness import Trainer, kill, lives, steps_script, supervised, supervising
 
 HIDING = """
 import os, subprocess, sys, time, trackside
@@ -124,8 +127,75 @@ def test_when_agent_and_worker_are_killed_the_next_agent_reports_the_attempt(tra
     wait_until(lambda: not lives(pids[-1]) or not lives(pids[0]), 2, "the attempt outlived its worker")
     trainer.start()
 
-    assert trainer.ended(job, 5).reason is Reason.KILLED
+    outcome = trainer.ended(job, 5)
+    assert (outcome.reason, outcome.signal) == (Reason.LOST, None)
+    assert outcome.detail == "its worker and its agent went down together, as when a host goes down"
     assert [pid for pid in pids if lives(pid)] == []
+
+
+def host_goes_down(trainer: Trainer) -> tuple[Job, Path]:
+    """A job whose agent, worker and processes are all killed at once, and the note of who had taken it."""
+    job = trainer.assign(steps_script(100_000, 0.01))
+    pid, worker = trainer.running(job, step=3), trainer.worker_pid()
+    trainer.kill_agent()
+    kill(worker)
+    wait_until(lambda: not lives(pid) and not lives(worker), 5, "the attempt outlived its worker")
+    (note,) = (trainer.home / "run" / "taken").glob("[!.]*.json")
+    return job, note
+
+
+def test_after_a_restart_of_the_host_the_attempt_is_lost_and_its_old_pids_mean_nobody(trainer: Trainer) -> None:
+    job, note = host_goes_down(trainer)
+    innocent = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    try:
+        noted = json.loads(note.read_text())
+        assert noted["boot"]
+        started = start_time(innocent.pid)
+        note.write_text(json.dumps({**noted, "boot": "an earlier one", "pid": innocent.pid, "pid_started": started}))
+        trainer.start()
+        outcome = trainer.ended(job, 5)
+        assert lives(innocent.pid), "a process that has the old pid was killed"
+    finally:
+        innocent.kill()
+        innocent.wait()
+    assert (outcome.reason, outcome.detail) == (
+        Reason.LOST,
+        "its host went down, and has been started anew since",
+    )
+
+
+def test_a_note_from_before_there_were_boots_and_deaths_in_it_still_tells_whose_attempt_it_was(
+    trainer: Trainer,
+) -> None:
+    job, note = host_goes_down(trainer)
+    noted = json.loads(note.read_text())
+    old = ("v", "slot", "job", "attempt", "attempt_dir", "worker_pid", "worker_started", "pid", "pid_started")
+    note.write_text(json.dumps({name: noted[name] for name in old}))
+    trainer.start()
+    assert trainer.ended(job, 5).reason is Reason.LOST
+
+
+def test_a_worker_killed_alone_is_told_as_that_though_its_agent_dies_before_it_can_report_it(
+    server: EmbeddedServer, trainer: Trainer
+) -> None:
+    job = trainer.assign(steps_script(100_000, 0.01))
+    pid = trainer.running(job, step=3)
+    worker = trainer.worker_pid()
+    (note,) = (trainer.home / "run" / "taken").glob("[!.]*.json")
+
+    server.stop()
+    kill(worker)
+    wait_until(lambda: not lives(pid) and json.loads(note.read_text())["death"], 5, "the agent noted no death")
+    trainer.kill_agent()
+    server.start().wait_ready()
+    trainer.start()
+
+    outcome = trainer.ended(job, 5)
+    assert (outcome.reason, outcome.signal, outcome.detail) == (
+        Reason.KILLED,
+        "SIGKILL",
+        "the worker was killed (SIGKILL)",
+    )
 
 
 def test_a_worker_killed_at_any_moment_leaves_each_attempt_with_one_end(trainer: Trainer) -> None:
@@ -157,7 +227,9 @@ def test_a_frozen_worker_is_replaced_and_its_attempt_ended(trainer: Trainer) -> 
 
     os.kill(worker, signal.SIGSTOP)
 
-    assert trainer.ended(job, 20).reason is Reason.KILLED
+    outcome = trainer.ended(job, 20)
+    assert outcome.reason is Reason.LOST
+    assert re.fullmatch(r"the worker stood still for \d+ s and was ended by its agent", outcome.detail or "")
     assert [pid for pid in pids if lives(pid)] == []
     assert not lives(worker)
     assert trainer.ended(trainer.assign(steps_script(3))).reason is Reason.SUCCEEDED
@@ -283,3 +355,19 @@ def test_a_short_grace_ends_what_does_not_listen_and_workers_without_an_agent(se
         outcome = trainer.ended(job, 5)
         assert outcome.reason is Reason.PREEMPTED
         wait_until(lambda: not lives(worker), 3, "a worker without an agent did not stop")
+
+
+def test_a_worker_that_stands_still_is_told_from_a_host_that_is_silent(server_binary: ServerBinary) -> None:
+    with server_and_trainer(server_binary) as (_, trainer):
+        job = trainer.assign(steps_script(100_000, 0.01))
+        trainer.running(job, step=3)
+        worker = trainer.worker_pid()
+        with supervising(trainer.urls["supervisor"], trainer.home / "supervisor"):
+            supervised(trainer, rounds=10)  # it judges no silence before it has looked for a while
+            os.kill(worker, signal.SIGSTOP)
+            try:
+                outcome = trainer.ended(job, 20)
+            finally:
+                os.kill(worker, signal.SIGCONT)
+    assert (outcome.reason, outcome.seen_by) == (Reason.LOST, "supervisor")
+    assert re.match("its worker stands still or is cut off, while its host is heard: no beat for", outcome.detail or "")

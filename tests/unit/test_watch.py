@@ -75,6 +75,20 @@ def test_a_worker_past_deadline_and_margin_is_lost() -> None:
     assert (loss.rule, loss.outcome.reason, loss.outcome.noticed_after_ms) == ("silent host", Reason.LOST, 1001)
 
 
+@pytest.mark.parametrize(("agent_at_ms", "rule"), [(17_000, "silent host"), (18_001, "worker silent")])
+def test_a_worker_that_is_silent_beside_an_agent_that_is_heard_is_told_from_a_silent_host(
+    agent_at_ms: int, rule: str
+) -> None:
+    """The worker was heard at 16,000 ms for the last time, and 4,000 ms are allowed."""
+    look = a_look(21_001, 20_000)
+    deadlines = {**look.deadlines, "agent:h": agent_at_ms + 4000}
+    agent = replace(an_agent(stopping=False), at_ms=agent_at_ms)
+    loss = lost(a_job(), running(), replace(look, deadlines=deadlines, beats={"agent:h": agent}), LIMITS)
+    assert loss is not None
+    assert (loss.rule, loss.outcome.reason) == (rule, Reason.LOST)
+    assert "its worker stands still or is cut off" in (loss.outcome.detail or "") or rule == "silent host"
+
+
 def test_who_has_not_seen_clearly_for_long_enough_judges_nobody() -> None:
     assert lost(a_job(), running(), a_look(900_000, 20_000, clear=False), LIMITS) is None
 

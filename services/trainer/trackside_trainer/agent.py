@@ -18,9 +18,10 @@ import select
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Final
 
 from trackside import logs, processes
@@ -34,7 +35,7 @@ from trackside.retry import backoff_s
 from trackside.store import Store
 from trackside_trainer import slotfiles
 from trackside_trainer.gpuwatch import GpuWatch
-from trackside_trainer.leftovers import Leftover, death_of
+from trackside_trainer.leftovers import Death, Leftover
 from trackside_trainer.patience import Patience
 from trackside_trainer.samples import GpuSampler, HostSampler, find_gpus
 from trackside_trainer.slots import numbered, parse
@@ -46,6 +47,7 @@ _RESTART_MAX_S: Final = 60.0
 _LOCK_WAIT_S: Final = 3.0  # an agent that is on its way out
 _KILL_LIMIT_S: Final = 5.0
 _HUNG_MIN_S: Final = 5.0  # a worker may wait for a disk or a server for some seconds
+_NOBODY: Final[Mapping[tuple[int, int], Death]] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -58,6 +60,7 @@ class WorkerHandle:
     ours: bool
     touched_ns: int = 0
     looks: int = 0  # in a row that found no new sign of its loop
+    ended_for: str | None = None  # why we have killed it
 
 
 @dataclass(slots=True)
@@ -115,7 +118,7 @@ class Agent:
                 if not place.wanted:
                     os.kill(pid, signal.SIGTERM)
         self._bus.call(self._retire_dead_workers)
-        self._find_leftovers("the worker and its agent were gone")
+        self._find_leftovers()
         self._finish_leftovers()
 
     def _retire_dead_workers(self) -> None:
@@ -124,13 +127,20 @@ class Agent:
             if place.worker is None:
                 beats.retire(self._client, Role.WORKER, place.slot.id)
 
-    def _find_leftovers(self, death: str) -> None:
+    def _find_leftovers(self, seen: Mapping[tuple[int, int], Death] = _NOBODY) -> None:
+        """Take up what dead workers had taken; `seen` are those whom we saw die, by pid and start time."""
         known = {leftover.path for leftover in self._leftovers}
+        unseen = {(place.worker.pid, place.worker.started) for place in self._places.values() if place.worker}
         for path, taken in slotfiles.all_taken(self._settings.home):
-            if path in known or processes.alive(taken.worker_pid, taken.worker_started):
+            worker = taken.worker_pid, taken.worker_started
+            if path in known or taken.worker_lives or worker in unseen:  # one that dies just now is seen to next
                 continue
-            by = f"agent:{self._host}"
-            leftover = Leftover(self._settings, self._store, self._url, self._storage, path, taken, death, by)
+            death, by = seen.get(worker), f"agent:{self._host}"
+            leftover = Leftover(
+                self._settings, self._store, self._url, self._storage, path, taken, death or Death.found(taken), by
+            )
+            if death is not None:
+                leftover.note_death()
             leftover.kill()
             self._leftovers.append(leftover)
 
@@ -176,14 +186,17 @@ class Agent:
 
     def _see_deaths(self) -> None:
         dead = [place for place in self._places.values() if place.worker is not None and _is_over(place.worker)]
+        deaths: dict[tuple[int, int], Death] = {}
         for place in dead:
             worker, place.worker = place.worker, None
             assert worker is not None  # noqa: S101 -- just looked at
             os.close(worker.pidfd)
-            status = _status(worker)
-            self._plan_restart(place, status)
+            death = Death.seen(_status(worker), worker.ended_for)
+            deaths[worker.pid, worker.started] = death
+            self._plan_restart(place, death)
+        if deaths:
             self._kill_orphans()
-            self._find_leftovers(death_of(status))
+            self._find_leftovers(deaths)
 
     def _end_hung(self) -> None:
         """Kill a worker whose loop stands still: frozen, or caught in the kernel. Its death is then handled as any.
@@ -200,10 +213,11 @@ class Agent:
             worker.touched_ns = touched_ns
             if worker.looks > limit:
                 self._log.error("worker_hangs", slot=name, pid=worker.pid, looks=worker.looks)
+                worker.ended_for = f"the worker stood still for {worker.looks * _LOOK_S:.0f} s"
                 worker.looks = 0
                 processes.kill([worker.pid])
 
-    def _plan_restart(self, place: Place, status: int | None) -> None:
+    def _plan_restart(self, place: Place, death: Death) -> None:
         now_s = time.monotonic()
         deaths = place.deaths if place.deaths is not None else deque()
         deaths.append(now_s)
@@ -213,11 +227,11 @@ class Agent:
         wait_s = backoff_s(excess, first_s=_RESTART_FIRST_S, max_s=_RESTART_MAX_S) if excess > 0 else 0.0
         place.not_before_s = now_s + wait_s
         if place.wanted:
-            self._log.warning("worker_died", slot=place.slot.id, how=death_of(status), restart_in_s=round(wait_s, 2))
+            self._log.warning("worker_died", slot=place.slot.id, how=death.words, restart_in_s=round(wait_s, 2))
             if wait_s > 0:  # else its slot would be given the next attempt meanwhile, for its last beat still counts
                 self._bus.call(lambda: beats.retire(self._client, Role.WORKER, place.slot.id))
         else:
-            self._log.info("worker_gone", slot=place.slot.id, how=death_of(status))
+            self._log.info("worker_gone", slot=place.slot.id, how=death.words)
             self._bus.call(lambda: self._retire_slot(place.slot))
 
     def _kill_orphans(self) -> None:
@@ -320,7 +334,10 @@ class Agent:
         # A worker gives its attempt the grace, and needs a moment more to report the end.
         deadline_s = time.monotonic() + self._settings.stop_grace_s + 2 * _COMMAND_LIMIT_S
         self._until(lambda: not self._worker_pids(), deadline_s)
-        processes.kill(self._worker_pids().values())
+        for place in self._places.values():
+            if place.worker is not None:
+                place.worker.ended_for = "the worker did not stop within its grace"
+                processes.kill([place.worker.pid])
         self._until(lambda: not self._worker_pids(), time.monotonic() + _KILL_LIMIT_S)
         self._until(lambda: not self._leftovers, time.monotonic() + 2 * _COMMAND_LIMIT_S)
         if self._gpus is not None:

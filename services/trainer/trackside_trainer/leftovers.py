@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from trackside import logs, processes
 from trackside.config import Settings
 from trackside.errors import ConfigurationError, Fenced, NotFound, ServerBehind
 from trackside.models import AttemptState, Outcome, Reason
-from trackside.sdk.page import ControlPage
+from trackside.sdk.page import Command, ControlPage
 from trackside.store import Store
 from trackside_trainer import evidence, launch
 from trackside_trainer.attempt import BACKUP
@@ -27,6 +28,39 @@ _ASK_AGAIN_S: Final = 0.5
 _BUDGET_S: Final = 0.05  # of one look: the agent has other workers to see to
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Death:
+    """How a worker died, for people, and whether that was the job's own affair."""
+
+    words: str
+    signal: str | None = None  # None: nobody saw it
+    host: bool = False  # its host or its own agent brought it about
+
+    @classmethod
+    def seen(cls, status: int | None, ended_for: str | None = None) -> Self:
+        """The death of a worker that was watched.
+
+        `status` is its wait status if we are its parent, `ended_for` why its agent has killed it.
+        """
+        if ended_for is not None:
+            return cls(words=f"{ended_for} and was ended by its agent", signal="SIGKILL", host=True)
+        if status is None:
+            return cls(words="the worker died")
+        if os.WIFSIGNALED(status):
+            name = signal.Signals(os.WTERMSIG(status)).name
+            return cls(words=f"the worker was killed ({name})", signal=name)
+        return cls(words=f"the worker ended with exit code {os.waitstatus_to_exitcode(status)}")
+
+    @classmethod
+    def found(cls, taken: TakenAttempt) -> Self:
+        """The death of a worker that was found dead by an agent that came later than it."""
+        if taken.death is not None:
+            return cls(words=taken.death, signal=taken.death_signal, host=bool(taken.death_host))
+        if not taken.is_of_this_boot:
+            return cls(words="its host went down, and has been started anew since", host=True)
+        return cls(words="its worker and its agent went down together, as when a host goes down", host=True)
+
+
 class Leftover:
     """An attempt that a dead worker had taken; `advance` until it says that it is done."""
 
@@ -38,7 +72,7 @@ class Leftover:
         storage: str,
         path: Path,
         taken: TakenAttempt,
-        death: str,
+        death: Death,
         by: str,
     ) -> None:
         self.path, self.taken = path, taken
@@ -59,12 +93,19 @@ class Leftover:
         if self.taken.pid is None:  # nothing was started, and another worker may run this very attempt by now
             return
         marker = launch.marker(self._folders.context)
-        taken = self.taken
-        left = processes.kill_until_gone(
-            lambda: processes.of_attempt(taken.pid, taken.pid_started, marker), limit_s=_KILL_LIMIT_S
-        )
+        pid, started = (self.taken.pid, self.taken.pid_started) if self.taken.is_of_this_boot else (None, None)
+        left = processes.kill_until_gone(lambda: processes.of_attempt(pid, started, marker), limit_s=_KILL_LIMIT_S)
         if left:
             self._log.error("processes_stuck", pids=left)
+
+    def note_death(self) -> None:
+        """Write down how the worker died: the next agent may have to report it, and has not seen it."""
+        death = self._death
+        self.taken = replace(self.taken, death=death.words, death_signal=death.signal, death_host=death.host)
+        try:
+            self.taken.write(self.path)
+        except OSError as error:
+            self._log.warning("death_not_noted", why=str(error))
 
     def advance(self, bus: Patience) -> bool:
         """Go on with shipping and reporting; True once nothing is left to do."""
@@ -114,35 +155,28 @@ class Leftover:
         return True
 
     def _judge(self) -> Outcome:
-        first, last = self._steps()
+        death, (first, last, asked) = self._death, self._page()
         noticed = int((time.monotonic() - self._seen_s) * 1000)
         end = end_record(self._folders.journal)
-        seen = evidence.bounded((self._death, evidence.last_lines(self._folders.output)))
+        seen = evidence.bounded((death.words, evidence.last_lines(self._folders.output)))
         if end is None:
             return Outcome(
-                reason=Reason.KILLED, detail=self._death, signal="SIGKILL" if "SIGKILL" in self._death else None,
+                reason=Reason.LOST if death.host else Reason.KILLED, detail=death.words, signal=death.signal,
                 first_step=first, last_step=last, evidence=seen, seen_by=self._by, noticed_after_ms=noticed,
             )  # fmt: skip
         return judge(
-            end, Exit(status=None), first_step=first, last_step=last, evidence=seen, seen_by=self._by,
+            end, Exit(status=None, asked=asked), first_step=first, last_step=last, evidence=seen, seen_by=self._by,
             noticed_after_ms=noticed,
         )  # fmt: skip
 
-    def _steps(self) -> tuple[int | None, int | None]:
+    def _page(self) -> tuple[int | None, int | None, Reason | None]:
+        """The attempt's first and last step, and which stop was asked of it."""
         try:
             page = ControlPage.open(self._folders.page)
         except (ConfigurationError, OSError):
-            return None, None
+            return None, None, None
         try:
-            return page.first, page.completed if page.first is not None else None
+            asked = Reason(page.command.reason) if page.command is not Command.NONE else None
+            return page.first, page.completed if page.first is not None else None, asked
         finally:
             page.close()
-
-
-def death_of(status: int | None) -> str:
-    """How a worker died, for people; `status` is its wait status if we are its parent."""
-    if status is None:
-        return "the worker died"
-    if os.WIFSIGNALED(status):
-        return f"the worker was killed ({signal.Signals(os.WTERMSIG(status)).name})"
-    return f"the worker ended with exit code {os.waitstatus_to_exitcode(status)}"

@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -82,6 +82,20 @@ class TakenAttempt:
     worker_started: int
     pid: int | None = None
     pid_started: int | None = None
+    boot: str | None = field(default_factory=processes.boot)  # None: not known; the pids mean nothing in another one
+    death: str | None = None  # how an agent saw its worker die, in words; None: none has
+    death_signal: str | None = None
+    death_host: bool | None = None  # whether its host or its agent brought that about
+
+    @property
+    def is_of_this_boot(self) -> bool:
+        """Whether its pids may still mean somebody."""
+        return self.boot is None or self.boot == processes.boot()
+
+    @property
+    def worker_lives(self) -> bool:
+        """Whether the worker that took it still runs."""
+        return self.is_of_this_boot and processes.alive(self.worker_pid, self.worker_started)
 
     def write(self, path: Path) -> None:
         """Write beside and rename: a reader sees the old record or the new one."""
@@ -129,7 +143,8 @@ def own_processes(home: Path) -> dict[str, list[int]]:
     """By slot, the processes of the attempt that runs on it."""
     found: dict[str, list[int]] = {}
     for _, taken in all_taken(home):
-        if taken.pid is not None and processes.alive(taken.pid, taken.pid_started):
+        if taken.is_of_this_boot and processes.alive(taken.pid, taken.pid_started):
+            assert taken.pid is not None  # noqa: S101 -- just seen alive
             found[taken.slot] = [taken.pid, *processes.descendants(taken.pid)]
     return found
 

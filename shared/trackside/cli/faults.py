@@ -31,6 +31,7 @@ __all__ = ["FAULTS", "Fault", "Harm", "Need", "Scene", "frozen", "signal_all"]
 
 SUCCEEDED: Final = frozenset({JobState.SUCCEEDED})
 _DIED: Final = frozenset({Reason.KILLED})
+_LOST: Final = frozenset({Reason.LOST})
 _GONE: Final = frozenset({Reason.KILLED, Reason.LOST, Reason.STALLED})
 _STOPPED: Final = frozenset({Reason.PREEMPTED, Reason.KILLED})
 _ZOMBIE_LIMIT_S: Final = 2.5  # 2 s are promised; its worker looks at its job every 0.2 s, and we look too
@@ -256,7 +257,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
         name="agent, workers and training killed",
         inject=kill_host,
         quick=True,
-        reasons=(_GONE,),
+        reasons=(_LOST,),
         attempts_max=3,  # one may be given to a dead worker whose beat still stands, and be lost before it began
     ),
     Fault(
