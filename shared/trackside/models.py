@@ -44,7 +44,7 @@ MOVES: Final[dict[JobState, frozenset[JobState]]] = {
     ),
     _R: frozenset({_Q, _W, JobState.PAUSING, JobState.PAUSED, JobState.CANCELLING, *TERMINAL}),
     _W: frozenset({_Q, JobState.PAUSED, JobState.CANCELLED, JobState.FAILED}),
-    # Back to running: a script that knows no step boundary cannot pause.
+    # Back to running: some scripts cannot pause, a checkpoint may fail, and a pause may be taken back.
     JobState.PAUSING: frozenset({_R, JobState.PAUSED, JobState.CANCELLING, *TERMINAL}),
     JobState.PAUSED: frozenset({_Q, JobState.CANCELLED}),
     JobState.CANCELLING: frozenset({JobState.CANCELLED, JobState.SUCCEEDED}),
@@ -197,6 +197,7 @@ class Outcome:
     evidence: tuple[str, ...] = ()  # what it was judged by, for people; 8 KiB at most
     seen_by: str | None = None  # role:name of the reporter
     noticed_after_ms: int | None = None  # from the death to the report, where the reporter can tell
+    ran_ms: int | None = None  # of its process; what came before, such as a wait for a GPU, does not count
     rule: str | None = None  # lost: by which rule it was taken for lost
     stranger: bool = False  # preempted: somebody other than Trackside asked it to stop
 
@@ -279,6 +280,7 @@ class Beat:
     step_age_s: float | None = None  # since the last step boundary, by the worker's monotonic clock
     steps_per_s: float | None = None
     stopping: bool = False  # takes no more work
+    blocked: str | None = None  # why it takes no work at the moment: its disk is full; None: it does
     leader: bool | None = None  # supervisors only
     cpu_pct: float | None = None  # of one core, the attempt's whole process tree
     rss_mib: float | None = None
@@ -286,14 +288,14 @@ class Beat:
     gpu_memory_mib: float | None = None
     children: dict[str, int] = field(default_factory=dict)  # the launcher's: service name -> pid
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
     def last_step_s(self, now_ms: int) -> float | None:
         """How long ago the newest step was done; None where nothing of it is known, such as before the first."""
         if self.step is None or self.step_age_s is None:
             return None
         return round(self.step_age_s + max(0, now_ms - self.at_ms) / 1000, 3)
 
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
     """One entry of the history, and the same message on the status channel."""
 

@@ -178,6 +178,7 @@ class Store(SlotStore):
     def resume(self, job_id: str, checkpoint: str | None = None) -> Job:
         """Let a paused job go on under the same id: from its newest checkpoint, or back at an accepted one.
 
+        One that is still on its way to pausing trains on.
         Going back takes the newer ones off the record; their folders stay on the disk until they are pruned.
         """
 
@@ -186,6 +187,8 @@ class Store(SlotStore):
             going = job.state in (JobState.QUEUED, JobState.RUNNING)
             if going and checkpoint in (None, newest):
                 return None
+            if checkpoint is None and job.state is JobState.PAUSING:
+                return self.moved(job, JobState.RUNNING, now, cause="resume requested", detail="trains on, not paused")
             if checkpoint is None:
                 detail = _waits(job.spec, job)
                 return self.moved(job, JobState.QUEUED, now, cause="resume requested", detail=detail, host_faults=0)
@@ -321,7 +324,9 @@ class Store(SlotStore):
         def decide(job: Job, attempt: Attempt, now: int) -> Change | None:
             if attempt.state is AttemptState.ENDED:
                 return None
-            ran = now - attempt.started_at_ms if attempt.started_at_ms is not None else 0
+            ran = outcome.ran_ms
+            if ran is None:  # nobody saw its process start
+                ran = now - attempt.started_at_ms if attempt.started_at_ms is not None else 0
             ended = replace(attempt, state=AttemptState.ENDED, ended_at_ms=now, outcome=outcome)
             new = replace(job, slot=None, reason=outcome.reason, ran_ms=job.ran_ms + ran)
             told = {

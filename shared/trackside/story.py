@@ -263,8 +263,9 @@ def _obstacle(job: Job, slot: Slot, breaker: Breaker | None, beats: Mapping[str,
     if slot.cordoned:
         why = f" ({slot.cordon_reason})" if slot.cordon_reason else ""
         return f"is cordoned{why}: `trackside uncordon {slot.id}` puts it back"
-    if slot.blocked is not None and beat.job is None:
-        return f"is blocked: {slot.blocked}"
+    blocked = slot.blocked or beat.blocked
+    if blocked is not None and beat.job is None:
+        return f"is blocked: {blocked}"
     if breaker is not None and breaker.state is not BreakerState.CLOSED:
         return f"rests, since {len(breaker.failed)} different jobs crashed on it"
     if beat.stopping or (agent is not None and agent.stopping):

@@ -11,9 +11,23 @@ import pytest
 
 from trackside.models import Job, JobState, Reason
 from trackside.testing import wait_until
-from trainer_harness import Trainer, steps_script, supervised, supervising
+from trainer_harness import Trainer, lives, steps_script, supervised, supervising
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+GRACE_S = 0.5
+SAVES_LONG = """
+import time, torch, trackside
+class Slow:
+    def state_dict(self):
+        time.sleep({seconds})
+        return {{}}
+    def load_state_dict(self, state):
+        pass
+run = trackside.init()
+run.checkpointer(model=torch.nn.Linear(1, 1), slow=Slow(), every=None)
+for step in run.steps(100_000):
+    time.sleep(0.01)
+"""
 
 
 def becomes(trainer: Trainer, job_id: str, state: JobState, timeout_s: float) -> Job:
@@ -53,3 +67,27 @@ def test_a_job_of_a_stopping_trainer_is_not_given_to_its_other_slot(
         ended = becomes(trainer, job_id, JobState.SUCCEEDED, 40)
         outcomes = [attempt.outcome for attempt in trainer.store.attempts(ended)]
         assert [outcome.reason for outcome in outcomes if outcome] == [Reason.PREEMPTED, Reason.SUCCEEDED]
+
+
+def test_a_worker_without_an_agent_lets_its_run_finish_saving(fresh_home: Path, bus_urls: Mapping[str, str]) -> None:
+    with Trainer(fresh_home, bus_urls, settings={"stop_grace_s": GRACE_S}) as trainer:
+        job = trainer.assign(SAVES_LONG.format(seconds=4 * GRACE_S))
+        trainer.running(job, step=3)
+        worker = trainer.worker_pid()
+        trainer.kill_agent()
+        trainer.process = None
+        outcome = trainer.ended(job)
+        assert (outcome.reason, outcome.exit_code) == (Reason.PREEMPTED, 75)
+        assert trainer.store.job(job.id).checkpoints[0].step == outcome.last_step
+        wait_until(lambda: not lives(worker), 10, "the worker stays")
+
+
+def test_a_stopping_trainer_does_not_wait_for_a_checkpoint_that_takes_too_long(
+    fresh_home: Path, bus_urls: Mapping[str, str]
+) -> None:
+    with Trainer(fresh_home, bus_urls, settings={"stop_grace_s": GRACE_S}) as trainer:
+        job = trainer.assign(SAVES_LONG.format(seconds=600))
+        trainer.running(job, step=3)
+        assert trainer.stop() == 0
+        outcome = trainer.ended(job)
+        assert (outcome.reason, outcome.signal) == (Reason.PREEMPTED, "SIGKILL")

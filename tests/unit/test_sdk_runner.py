@@ -254,11 +254,11 @@ def test_sigterm_stops_at_the_next_boundary_for_the_reason_on_the_page(attempts:
         "    trackside.log(step_end=1)\n"
     )
     wait_until(lambda: attempt.page.completed >= 3, LIMIT_S, "the attempt never made three steps")
-    attempt.page.command = Command.PAUSE
+    attempt.page.command = Command.CANCEL
     assert attempt.process is not None
     attempt.process.send_signal(signal.SIGTERM)
     assert attempt.end()[0] == 75
-    assert attempt.outcome == "paused"
+    assert attempt.outcome == "cancelled"
     assert attempt.records("end")[0]["s"] == len(attempt.records("m"))
 
 

@@ -129,4 +129,6 @@ def _brief(each: Need | Offer) -> dict[str, Any]:
 def _serves(slot: Slot, beats: Mapping[str, Beat | None]) -> bool:
     """Whether the slot's worker lives and takes work; a silent agent says nothing, since workers outlive it."""
     worker, agent = beats.get(f"{Role.WORKER}:{slot.id}"), beats.get(f"{Role.AGENT}:{slot.host}")
-    return worker is not None and not worker.stopping and (agent is None or not agent.stopping)
+    if worker is None or worker.stopping or worker.blocked is not None:
+        return False
+    return agent is None or not agent.stopping

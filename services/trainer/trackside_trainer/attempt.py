@@ -17,6 +17,7 @@ import signal
 import time
 from collections import deque
 from contextlib import suppress
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Final
@@ -25,48 +26,31 @@ from trackside import logs, processes
 from trackside.config import Settings
 from trackside.errors import Fenced, InvalidJob, NotFound, ServerBehind
 from trackside.models import ACTIVE, EventKind, Failure, Job, JobState, Outcome, Reason, Slot
-from trackside.sdk.page import Command, ControlPage
+from trackside.sdk import disk
+from trackside.sdk.context import AttemptContext
+from trackside.sdk.page import ControlPage
 from trackside.store import Store, check_not_behind
 from trackside_trainer import evidence, launch
 from trackside_trainer import folders as folders_
+from trackside_trainer.asking import Asking
 from trackside_trainer.earlier import EarlierCurves
-from trackside_trainer.ending import CRASHES, Exit, judge
+from trackside_trainer.ending import CRASHES, Exit, end_of_page, judge
 from trackside_trainer.gpugate import LastLook
 from trackside_trainer.patience import Patience
+from trackside_trainer.pausing import Pausing
 from trackside_trainer.preparation import Preparation
 from trackside_trainer.shipping import JournalTail, OutputTail, end_record, ship_for
 from trackside_trainer.slotfiles import TakenAttempt, taken_path
+from trackside_trainer.vitals import Vitals
 from trackside_trainer.watchdog import Hung, Watchdog
 
-# Graces shorter than the one that people set: a newer attempt may be running already; a hung process rarely wakes.
-_SHORT_GRACE_S: Final = {Reason.FENCED: 2.0, Reason.STALLED: 5.0}
 _KILL_LIMIT_S: Final = 5.0  # then whoever is left hangs in the kernel, and the slot must go on
 _SHIP_BUDGET_S: Final = 0.03  # of one tick; the rest waits for the next, so that ends and beats are never late
-_RATE_WINDOW_S: Final = 10.0
 _NOTES_KEPT: Final = 20
-_PAUSE_WAIT_S: Final = 10.0
 COMPLAIN_S: Final = 60.0
 BACKUP: Final = (
     "the supervisor restores the records from its ledger; where it has none, restore the server's data from a backup"
 )
-_NO_LOOP: Final = "this script has no step loop, so it cannot be paused: cancel it or let it end"
-# A stronger wish replaces a weaker one.
-_RANK: Final = {
-    Reason.PREEMPTED: 1,
-    Reason.PAUSED: 2,
-    Reason.TIMEOUT: 3,
-    Reason.STALLED: 4,
-    Reason.CANCELLED: 5,
-    Reason.FENCED: 6,
-}
-_COMMANDS: Final = {
-    Reason.PREEMPTED: Command.PREEMPT,
-    Reason.TIMEOUT: Command.PREEMPT,  # it saves first: whoever raises the limit can go on
-    Reason.PAUSED: Command.PAUSE,
-    Reason.STALLED: Command.PREEMPT,  # one that only stood still, such as a stopped one, may save yet
-    Reason.CANCELLED: Command.CANCEL,
-    Reason.FENCED: Command.FENCED,
-}
 
 
 class Phase(Enum):
@@ -89,15 +73,15 @@ class AttemptRun:
         self._log = logs.get().bind(job=job.id, attempt=job.attempt, slot=slot.id)
         self._preparation: Preparation | None = None
         self._page: ControlPage | None = None
-        self._asked: Reason | None = None
-        self._kill_at_s: float | None = None
-        self._pause_asked_s: float | None = None
+        self._asking = Asking(settings, self._log)
+        self._pausing = Pausing(settings, store, job, self._asking, self._log)
         self._killed_by_us = False
-        self._why: str | None = None  # the words behind `_asked`
+        self.disk_error: OSError | None = None  # for which it could not start, and no other could
         self._watchdog: Watchdog | None = None
         self._hung: Hung | None = None
         self._notes: deque[str] = deque(maxlen=_NOTES_KEPT)  # for the history, once the bus takes them
         self._told_pid = self._disk_failed = False
+        self._pid_started: int | None = None  # of a process that the slot's file does not name yet
         self._silent_until_s = self._complain_at_s = 0.0
         self._next_ship_s = self._next_control_s = 0.0
         self._started_s = time.monotonic()
@@ -106,8 +90,7 @@ class AttemptRun:
         self._gpu = LastLook(slot, ended_badly=False)
         self._memory_kills = evidence.MemoryKills.now()
         self._peak_mib: float | None = None
-        self._pace: deque[tuple[float, int]] = deque()
-        self._usage: tuple[float, float] | None = None  # monotonic time and processor seconds at the last look
+        self._vitals = Vitals()
         self._journal = JournalTail(
             store, job.id, job.attempt, self._folders.journal, slot.storage, on_accepted=self._tell_accepted
         )
@@ -125,8 +108,9 @@ class AttemptRun:
             return False
         if self._job.state is JobState.CANCELLING:
             return self._end_unstarted(Outcome(reason=Reason.CANCELLED, detail="cancelled before it started"))
-        if self._asked is not None:
-            return self._end_unstarted(Outcome(reason=self._asked, detail=self._why or "stopped before it started"))
+        asked = self._asking.reason
+        if asked is not None:
+            return self._end_unstarted(Outcome(reason=asked, detail=self._asking.why or "stopped before it started"))
         if self._preparation is None:
             limit = self._settings.journal_max_bytes
             self._preparation = Preparation(
@@ -135,41 +119,56 @@ class AttemptRun:
             return False
         preparation, self._preparation = self._preparation, None
         try:
-            context = preparation.result()
-            self._page = ControlPage.create(self._folders.page)
-            if self._job.checkpoints:
-                self._page.accepted = self._job.checkpoints[0].step
-            started = launch.start(
-                context,
-                self._folders.context,
-                output=self._folders.output,
-                python=self._job.spec.python,
-                home=self._settings.home,
-            )
+            self._start(preparation.result())
         except (InvalidJob, NotFound) as error:
             if isinstance(error, NotFound):
                 check_not_behind(self._store.job(self.job_id), self.number)
             failure = Failure(type=type(error).__name__, message=error.message)
             return self._end_unstarted(Outcome(reason=Reason.INVALID_JOB, detail=error.message, failure=failure))
         except OSError as error:
-            detail = f"the attempt could not be started on this host: {error}"
-            failure = Failure(message=str(error))
-            return self._end_unstarted(Outcome(reason=Reason.KILLED, detail=detail, failure=failure))
+            return self._end_unstarted(self._refused_by_host(error))
         except (TypeError, ValueError) as error:  # a spec that was checked at its submission does not do this
             detail = f"the job's record cannot be used: {error}"
             failure = Failure(message=str(error))
             return self._end_unstarted(Outcome(reason=Reason.INVALID_JOB, detail=detail, failure=failure))
-        self.pid, self.pidfd = started.pid, started.pidfd
-        self._started_s = time.monotonic()
-        stacks, output = self._folders.stacks, self._folders.output
-        self._watchdog = Watchdog(self._settings, self._page, started.pid, stacks, output, self._job)
-        self.taken(started.pid, started.started).write(self.taken_path)
-        self._log.info("attempt_started", pid=started.pid, cold=self._job.spec.python is not None)
         return True
+
+    def _start(self, context: AttemptContext) -> None:
+        folders = self._folders
+        page = self._page = ControlPage.create(folders.page)
+        if self._job.checkpoints:
+            page.accepted = self._job.checkpoints[0].step
+        started = launch.start(
+            context, folders.context, output=folders.output, python=self._job.spec.python, home=self._settings.home
+        )
+        self.pid, self.pidfd, self._pid_started = started.pid, started.pidfd, started.started
+        self._started_s = time.monotonic()
+        self._asking.started(page, started.pidfd)
+        self._watchdog = Watchdog(self._settings, page, started.pid, folders.stacks, folders.output, self._job)
+        if not self._note_pid():
+            self._log.warning("pid_not_noted", path=str(self.taken_path))
+        self._log.info("attempt_started", pid=started.pid, cold=self._job.spec.python is not None)
+
+    def _note_pid(self) -> bool:
+        """Write down who runs, so that whoever finds this worker dead can end it; a full disk takes it later."""
+        try:
+            self.taken(self.pid, self._pid_started).write(self.taken_path)
+        except OSError:
+            return False
+        self._pid_started = None
+        return True
+
+    def _refused_by_host(self, error: OSError) -> Outcome:
+        if error.errno in disk.FAILING:
+            self.disk_error = error
+            detail = f"this host's disk does not take the attempt ({error}): {disk.remedy(error.errno)}"
+            return Outcome(reason=Reason.PREEMPTED, detail=detail)
+        detail = f"the attempt could not be started on this host: {error}"
+        return Outcome(reason=Reason.KILLED, detail=detail, failure=Failure(message=str(error)))
 
     def _end_unstarted(self, outcome: Outcome) -> bool:
         self._log.warning("attempt_not_started", reason=outcome.reason.value, detail=outcome.detail)
-        self.outcome = outcome
+        self.outcome = replace(outcome, ran_ms=0)
         self.phase = Phase.DRAINING
         self._ended_s = time.monotonic()
         return True
@@ -177,7 +176,7 @@ class AttemptRun:
     @property
     def asked(self) -> bool:
         """Whether it was asked to stop."""
-        return self._asked is not None
+        return self._asking.reason is not None
 
     @property
     def taken_path(self) -> Path:
@@ -193,14 +192,14 @@ class AttemptRun:
             self._keep_time()
             self._keep_watch()
         try:
-            if self._asked is not Reason.FENCED and time.monotonic() >= self._silent_until_s:
+            if self._asking.reason is not Reason.FENCED and time.monotonic() >= self._silent_until_s:
                 self._talk(bus)
         except Fenced as error:
             self._log.warning("attempt_fenced", why=error.message)
             self.stop(Reason.FENCED)
         except (NotFound, ServerBehind) as error:  # training goes on; what is to be told waits, also after its end
             self._wait_for_records(error.message)
-        if self._asked is Reason.FENCED and self.phase is Phase.DRAINING:
+        if self._asking.reason is Reason.FENCED and self.phase is Phase.DRAINING:
             self.phase = Phase.DONE
 
     def _wait_for_records(self, why: str) -> None:
@@ -252,25 +251,12 @@ class AttemptRun:
         if job.state is JobState.CANCELLING:
             self.stop(Reason.CANCELLED)
         elif job.state is JobState.PAUSING:
-            self._pause()
+            self._pausing.wanted(self._page)
         else:
-            self._pause_asked_s = None
+            self._pausing.unwanted()
         if not self._told_pid and self.pid is not None:
             self._store.note_attempt(self.job_id, self.number, EventKind.NOTE, "process started", pid=self.pid)
             self._told_pid = True
-
-    def _pause(self) -> None:
-        """Stop at the next boundary, or say that there is none: what has no step loop would lose all it has done."""
-        page, now_s = self._page, time.monotonic()
-        if page is None or page.first is not None:
-            self.stop(Reason.PAUSED)
-            return
-        if self._pause_asked_s is None:
-            self._pause_asked_s = now_s
-        if now_s - self._pause_asked_s > _PAUSE_WAIT_S / self._settings.scale:  # it may be on its way to its loop
-            self._store.refuse_pause(self.job_id, self.number, _NO_LOOP)
-            self._log.info("pause_refused")
-            self._pause_asked_s = None
 
     def _keep_time(self) -> None:
         if self.pid is None:  # its wait for a GPU is not its own time
@@ -281,13 +267,16 @@ class AttemptRun:
             self.stop(Reason.TIMEOUT, f"the job's time limit of {spec.timeout_s:g} s was reached")
         elif spec.attempt_timeout_s is not None and ran_s > spec.attempt_timeout_s:
             self.stop(Reason.TIMEOUT, f"the limit of {spec.attempt_timeout_s:g} s for one attempt was reached")
-        if self._kill_at_s is not None and now_s >= self._kill_at_s:
+        self._asking.remind()
+        if self._asking.overdue():
             self._log.warning("attempt_killed", why="it did not stop within its grace")
-            self._kill_at_s, self._killed_by_us = None, True
+            self._killed_by_us = True
             self.kill()
+        if self._pid_started is not None:
+            self._note_pid()
 
     def _keep_watch(self) -> None:
-        if self._watchdog is None or self._asked is not None:  # whoever was asked to stop has its grace
+        if self._watchdog is None or self._asking.reason not in (None, Reason.PAUSED):  # the others have a deadline
             return
         hung = self._watchdog.look(self._notes.append)
         if hung is not None:
@@ -306,20 +295,9 @@ class AttemptRun:
             self._notes.popleft()
         return True
 
-    def stop(self, reason: Reason, why: str | None = None) -> None:
-        """Ask the process to stop at its next boundary; a weaker wish than an earlier one changes nothing."""
-        if self._asked is not None and _RANK[self._asked] >= _RANK[reason]:
-            return
-        self._asked, self._why = reason, why
-        if self.phase is not Phase.RUNNING or self.pidfd is None or self._page is None:
-            return
-        self._log.info("attempt_stopping", reason=reason.value)
-        self._page.command = _COMMANDS[reason]
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
-        grace_s = self._settings.stop_grace_s
-        kill_at_s = time.monotonic() + min(grace_s, _SHORT_GRACE_S.get(reason, grace_s))
-        self._kill_at_s = kill_at_s if self._kill_at_s is None else min(self._kill_at_s, kill_at_s)
+    def stop(self, reason: Reason, why: str | None = None, *, saving_s: float | None = None) -> None:
+        """Ask the process to stop at its next boundary; see `Asking.stop`."""
+        self._asking.stop(reason, why, saving_s=saving_s)
 
     def kill(self) -> None:
         """SIGKILL to the process and all that descends from it."""
@@ -344,11 +322,12 @@ class AttemptRun:
         self._peak_mib = used.ru_maxrss / 1024
         os.close(self.pidfd or -1)
         self.pidfd = None
+        self._asking.ended()
         left = processes.kill_until_gone(lambda: processes.descendants(os.getpid()), limit_s=_KILL_LIMIT_S)
         processes.reap()
         if left:
             self._log.error("processes_stuck", pids=left)
-        self._gpu = LastLook(self._slot, ended_badly=self._status != 0 and self._asked is None)
+        self._gpu = LastLook(self._slot, ended_badly=self._status != 0 and not self.asked)
         self.phase = Phase.DRAINING
 
     def _report(self) -> None:
@@ -360,21 +339,22 @@ class AttemptRun:
     def _judge(self) -> Outcome:
         seen = Exit(
             status=self._status,
-            asked=self._asked,
-            why=self._why,
+            asked=self._asking.reason,
+            why=self._asking.why,
             killed_by_us=self._killed_by_us,
             out_of_memory=evidence.killed_for_memory(self._memory_kills, self._peak_mib),
             lost_gpu=self._gpu.gone,
         )
         page, ended_s = self._page, self._ended_s or time.monotonic()
         return judge(
-            end_record(self._folders.journal),
+            end_record(self._folders.journal) or (end_of_page(page) if page else None),
             seen,
             first_step=page.first if page else None,
             last_step=page.completed if page and page.first is not None else None,
             evidence=self._evidence(seen),
             seen_by=self._seen_by,
             noticed_after_ms=int((time.monotonic() - ended_s) * 1000),
+            ran_ms=int((ended_s - self._started_s) * 1000),
         )
 
     def _evidence(self, seen: Exit) -> tuple[str, ...]:
@@ -408,34 +388,6 @@ class AttemptRun:
 
     def vitals(self) -> dict[str, float | int | None]:
         """What a beat tells about the attempt."""
-        page, now_s = self._page, time.monotonic()
-        if page is None:
+        if self._page is None:
             return {}
-        boundary_ns, cpu = page.boundary_ns, self._cpu()
-        return {
-            "attempt_pid": self.pid,
-            "step": page.completed if page.first is not None else None,
-            "total": page.total,
-            "step_age_s": None if boundary_ns is None else round(max(0.0, now_s - boundary_ns / 1e9), 3),
-            "steps_per_s": self._steps_per_s(page.completed, now_s) if page.first is not None else None,
-            "cpu_pct": cpu[0],
-            "rss_mib": cpu[1],
-        }
-
-    def _steps_per_s(self, completed: int, now_s: float) -> float | None:
-        pace = self._pace
-        pace.append((now_s, completed))
-        while len(pace) > 2 and now_s - pace[0][0] > _RATE_WINDOW_S:
-            pace.popleft()
-        since_s, since = pace[0]
-        return round((completed - since) / (now_s - since_s), 3) if now_s > since_s else None
-
-    def _cpu(self) -> tuple[float | None, float | None]:
-        if self.phase is not Phase.RUNNING:
-            return None, None
-        now_s = time.monotonic()
-        used_s, rss_mib = processes.usage(processes.descendants(os.getpid()))
-        before, self._usage = self._usage, (now_s, used_s)
-        if before is None or now_s <= before[0]:
-            return None, round(rss_mib, 1)
-        return round(max(0.0, (used_s - before[1]) / (now_s - before[0]) * 100), 1), round(rss_mib, 1)
+        return {"attempt_pid": self.pid, **self._vitals.look(self._page, running=self.phase is Phase.RUNNING)}

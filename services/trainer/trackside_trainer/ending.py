@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from trackside.models import Failure, Outcome, Reason
+from trackside.sdk.page import ControlPage
 from trackside_trainer.evidence import EXIT_CODES
 
 # Both journal and store have these words for the same thing.
@@ -68,11 +69,21 @@ class Exit:
         )
 
 
+def end_of_page(page: ControlPage) -> dict[str, Any] | None:
+    """The end as the page tells it, where the disk was too full for the end line; None if the process died."""
+    end = page.end
+    if end is None:
+        return None
+    return {"k": "end", "outcome": end.outcome, "bad_step": end.bad_step, "early": end.early, "unwritten": True}
+
+
 def judge(end: Mapping[str, Any] | None, seen: Exit, **facts: Any) -> Outcome:
     """The attempt's one outcome; `facts` are passed on (first_step, last_step, seen_by, ...)."""
     reason, detail = _reason(end, seen)
     if seen.lost_gpu is not None and reason in _OF_A_LOST_GPU:
         reason, detail = Reason.GPU_LOST, f"the driver does not show its GPU {seen.lost_gpu} any more; {detail}"
+    if end is not None and end.get("unwritten") is True:
+        detail = f"{detail}; its disk did not take the end of its journal: free space on it"
     stranger = reason is Reason.PREEMPTED and seen.asked is None and seen.status is not None
     if reason in (Reason.PREEMPTED, Reason.PAUSED) and facts.get("first_step") is None:
         by = " by somebody other than Trackside (SIGTERM)" if stranger else ""
@@ -94,8 +105,12 @@ def _reason(end: Mapping[str, Any] | None, seen: Exit) -> tuple[Reason, str]:
     if told is Reason.SUCCEEDED and seen.status in (0, None):
         return _well(end or {}, seen)
     left = told is Reason.USER_ERROR and (failure := _failure(end or {})) is not None and failure.type == "SystemExit"
-    if seen.asked is Reason.CANCELLED or (seen.asked is not None and (told is None or told in _STOPS or left)):
-        return _asked(seen.asked, seen, told)
+    if seen.asked is Reason.PAUSED:  # it has paused if it says so; what died on the way, or left otherwise, has not
+        asked = Reason.PAUSED if told is Reason.PAUSED or left else None
+    else:
+        asked = seen.asked if seen.asked is Reason.CANCELLED or told is None or told in _STOPS or left else None
+    if asked is not None:
+        return _asked(asked, seen, told)
     if told is Reason.PREEMPTED and seen.status is not None:
         return told, "somebody other than Trackside asked it to stop (SIGTERM), and it did at a step boundary"
     if told is not None and told is not Reason.SUCCEEDED:

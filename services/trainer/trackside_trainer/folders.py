@@ -110,7 +110,10 @@ def prepare(folders: Folders, store: Store, job: Job, slot: Slot, *, journal_max
         journal_max_bytes=journal_max_bytes,
     )
     context.to_file(folders.context)
-    folders.output.touch(mode=0o600)
+    # The process finds its files there: it could not make them where the disk is full by then.
+    folders.journal.touch(mode=0o644)
+    for path in (folders.output, folders.stacks):
+        path.touch(mode=0o600)
     return context
 
 

@@ -18,9 +18,11 @@ from trackside.config import Settings
 from trackside.errors import DecodeError, Fenced, InvalidJob, NotFound, ServerBehind
 from trackside.ids import parse_rq_job_id
 from trackside.models import AttemptState, Beat, Job, Reason, Role, Slot
+from trackside.sdk import disk
 from trackside.store import Store
 from trackside_trainer import slotfiles
 from trackside_trainer.attempt import BACKUP, COMPLAIN_S, AttemptRun, Phase
+from trackside_trainer.diskgate import DiskGate
 from trackside_trainer.folders import newest_attempt
 from trackside_trainer.gpugate import Gate
 from trackside_trainer.patience import Patience
@@ -47,6 +49,7 @@ class Work:
         self._run: AttemptRun | None = None
         self._begun = False
         self._gate = Gate(slot, limit_s=settings.gpu_free_wait_s)
+        self._disk = DiskGate((settings.data_dir, settings.home / "run" / "slots"))
         self._alone = False  # in RQ's lists
         self._carried: Carried | None = None
         self._look_for_left = True  # in the intermediate list: a worker may have died between taking and claiming
@@ -98,7 +101,8 @@ class Work:
         self._next_beat_s = 0.0
         self._log.info("worker_stopping", carries=self._run is not None)
         if self._run is not None:
-            self._run.stop(Reason.PREEMPTED)
+            # An agent that stops does not wait for a long save; it waits twice as long as this beyond the grace.
+            self._run.stop(Reason.PREEMPTED, saving_s=_COMMAND_LIMIT_S if self._stop_asked else None)
 
     def _abandoned(self) -> bool:
         """Whether no agent has been there for the grace; one that comes within it takes this worker over."""
@@ -141,6 +145,7 @@ class Work:
             job=run.job_id if run is not None else None,
             attempt=run.number if run is not None else None,
             stopping=self._stopping,
+            blocked=self._disk.words,
             **vitals,
         )
         # RQ's own heartbeat goes the same way: on a bad line each round trip counts.
@@ -171,6 +176,10 @@ class Work:
             if not self._begun:
                 run.tick(self._bus)
                 self._pause(self._bus.wait_s() or _PREPARE_LOOK_S)
+            elif run.disk_error is not None:
+                self._block(run.disk_error)
+            elif run.pid is not None:
+                self._disk.held()
             return
         poll = select.poll()
         if run.pidfd is not None:
@@ -205,6 +214,12 @@ class Work:
             run.stop(Reason.PREEMPTED)
         return run.begin()
 
+    def _block(self, error: OSError) -> None:
+        """Take nothing more for now; the beat says so before the attempt is given back, or it comes here again."""
+        self._disk.close(error)
+        self._next_beat_s = 0.0
+        self._log.error("slot_blocked", why=self._disk.words)
+
     def _finish(self, run: AttemptRun) -> None:
         """Close RQ's books too; while the server is away the slot waits with it, there is no work to take anyway."""
         carried, outcome = self._carried, run.outcome
@@ -229,6 +244,9 @@ class Work:
         if (wait_s := self._bus.wait_s()) > 0:
             self._pause(wait_s)
             return
+        if self._disk.words is not None and not self._opened():
+            self._pause(_DISK_WAIT_S)
+            return
         if self._bus.away:
             self._look_for_left = True  # a reply that was lost may have moved an id
         if self._look_for_left:
@@ -242,9 +260,20 @@ class Work:
         except OSError as error:  # the disk does not take our note: the attempt waits in the queue meanwhile
             self._log.error("disk_failed", why=str(error))
             accepted = None
-            self._pause(_DISK_WAIT_S)
+            if error.errno in disk.FAILING:
+                self._block(error)
+            else:
+                self._pause(_DISK_WAIT_S)
         if accepted is None:
             self._look_for_left = True
+
+    def _opened(self) -> bool:
+        """Whether the disk takes something again."""
+        if not self._disk.passes():
+            return False
+        self._next_beat_s = 0.0
+        self._log.info("slot_open_again")
+        return True
 
     def _pause(self, seconds: float) -> None:
         select.poll().poll(max(1, int(1000 * min(seconds, self._settings.beat_s))))

@@ -7,14 +7,13 @@ do. Only when the directory has its name does the journal's line tell of it.
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from trackside.errors import CheckpointDamaged, CheckpointError
-from trackside.sdk import torch_state
+from trackside.sdk import disk, torch_state
 from trackside.sdk.background import Background
 from trackside.sdk.checkpoints import Checkpoint, CheckpointStore
 from trackside.sdk.context import ResumePoint
@@ -25,15 +24,6 @@ _EXTRA: Final = "_extra.pt"
 _PATIENCE_S: Final = 0.2  # so that a loop faster than its disk redoes no more than it was told to
 _TOLD_AT: Final = frozenset(10**power for power in range(12))  # of things that may happen very often
 _FAILURES_TOLD: Final = 5
-_REMEDIES: Final = {
-    errno.ENOSPC: "free space on its disk",
-    errno.EDQUOT: "the quota of its disk is used up",
-    errno.EFBIG: "the limit of file size is too low (ulimit -f)",
-    errno.EROFS: "its disk is mounted read-only",
-    errno.EACCES: "make its folder writable",
-    errno.EPERM: "make its folder writable",
-    errno.EIO: "look at its disk's health",
-}
 
 Emit = Callable[[Mapping[str, Any]], object]
 
@@ -62,6 +52,8 @@ class Checkpointer:
         _check(parts, every, keep, best_mode)
         self.step = 0
         self.extra: dict[str, Any] = {}
+        self.saved_step: int | None = None  # the newest step that is on the disk, and in the journal
+        self.trouble = 0  # the error number for which a checkpoint was not written most recently
         self._store, self._parts, self._emit = store, dict(parts), emit
         self._accepted = accepted
         self._every, self._keep = every, keep
@@ -69,7 +61,6 @@ class Checkpointer:
         self._best_value: float | None = None
         self._background = Background() if background else None
         self._skipped = self._failed = 0  # the failed ones in a row
-        self._saved_step: int | None = None  # the newest step that is on the disk
         self._asked = False
         self._checked_load = False
         self._rng: dict[str, Any] | None = None
@@ -123,7 +114,7 @@ class Checkpointer:
                 self._skip(step)
                 return
         self.check()
-        if step == self._saved_step:
+        if step == self.saved_step:
             return
         files = self._files()
         facts: dict[str, Any] = {}
@@ -152,19 +143,19 @@ class Checkpointer:
             written = self._store.write(step, files, facts)
         except OSError as error:
             self._failed += 1
+            self.trouble = error.errno or 0
             if self._failed <= _FAILURES_TOLD or self._failed in _TOLD_AT:
                 times = "" if self._failed <= _FAILURES_TOLD else f", {self._failed} times in a row"
-                remedy = _REMEDIES.get(error.errno or 0, "look at its disk")
                 self._note(
-                    f"the checkpoint of step {step} was not written ({error}){times}: {remedy}; the older ones are kept"
+                    f"the checkpoint of step {step} was not written ({error}){times}: {disk.remedy(error.errno)}; "
+                    "the older ones are kept"
                 )
             return
-        self._failed = 0
+        self._failed = self.trouble = 0
         if not self._checked_load:
             self._check_loads(written.name)
-        self._saved_step = step
         took_ms = _ms_since(began)
-        self._emit(
+        told = self._emit(
             {
                 "k": "ck",
                 "t": now_ms(),
@@ -176,6 +167,9 @@ class Checkpointer:
                 "stall_ms": took_ms if stall_ms is None else stall_ms,
             }
         )
+        if told is False:  # nobody will ever hear of it, so no attempt would resume from it
+            return
+        self.saved_step = step
         self._store.prune(self._keep, best=self._best, best_mode=self._best_mode, accepted=self._accepted())
 
     def _skip(self, step: int) -> None:
@@ -248,7 +242,7 @@ class Checkpointer:
         self.extra = dict(torch_state.load(checkpoint.path / _EXTRA))
         self._rng = torch_state.load(checkpoint.path / _RNG)
         self.step = checkpoint.step
-        self._saved_step = checkpoint.step
+        self.saved_step = checkpoint.step
 
     def _note(self, text: str) -> None:
         self._emit({"k": "note", "t": now_ms(), "level": "warning", "text": text})

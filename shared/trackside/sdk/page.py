@@ -4,9 +4,13 @@
     4  first step of this attempt, -1 none yet             5  phase                6  last boundary, monotonic ns
     7  when the program last showed before its first step that it uses the SDK, monotonic ns, 0 never
     8  step of the newest checkpoint that the bus has accepted, written by the worker, -1 none
+    9  how often the worker has asked for something or taken it back    10  1: the run has a checkpointer
+    11 the number (field 9) of the pause that was refused, -1 none       12 the error number behind that, 0 none
+    13 how the attempt ended, 0 not yet    14 its first bad step, 0 none    15 1: it may have left before its end
 
-Each field is one aligned 64-bit word, so that a reader never sees half a value. Only the worker writes fields 1
-and 8, and only the attempt writes the others, so that no lock is needed.
+Each field is one aligned 64-bit word, so that a reader never sees half a value. Only the worker writes fields 1, 8
+and 9, and only the attempt writes the others, so that no lock is needed. The file's one block is there before the
+attempt starts, so a full disk takes nothing of this away.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import mmap
 import os
 import time
+from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import Final
@@ -23,6 +28,12 @@ from trackside.errors import ConfigurationError
 SIZE_BYTES: Final = 128
 MAGIC: Final = 0x545253
 _COMMAND, _COMPLETED, _TOTAL, _FIRST, _PHASE, _BOUNDARY, _OPENED, _ACCEPTED = range(1, 9)
+_ASKS, _SAVES, _REFUSED, _TROUBLE, _OUTCOME, _BAD_STEP, _EARLY = range(9, 16)
+# By their place, from 1, so a name is never moved or taken out.
+_OUTCOMES: Final = (
+    *("succeeded", "user_error", "oom_gpu", "oom_host", "cuda_error", "invalid_job", "diverged"),
+    *("preempted", "paused", "cancelled", "fenced"),
+)
 
 
 class Command(IntEnum):
@@ -46,6 +57,15 @@ class Phase(IntEnum):
     STEPPING = 1
     SAVING = 2
     ENDED = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class End:
+    """How the attempt ended, as its end line says at greater length."""
+
+    outcome: str
+    bad_step: int | None = None
+    early: bool = False
 
 
 class ControlPage:
@@ -93,6 +113,7 @@ class ControlPage:
         self._words[_TOTAL] = -1
         self._words[_FIRST] = -1
         self._words[_ACCEPTED] = -1
+        self._words[_REFUSED] = -1
         self._words[0] = MAGIC
 
     def close(self) -> None:
@@ -116,7 +137,48 @@ class ControlPage:
 
     @command.setter
     def command(self, value: Command) -> None:
+        """Ask for something, also once more, or with NONE take it back."""
         self._words[_COMMAND] = value
+        self._words[_ASKS] += 1
+
+    @property
+    def asks(self) -> int:
+        """How often something was asked or taken back."""
+        return self._words[_ASKS]
+
+    def refuse(self, asks: int, trouble: int) -> None:
+        """Say that what was asked then (a value of `asks`) cannot be done, for which error number."""
+        self._words[_TROUBLE] = trouble
+        self._words[_REFUSED] = asks
+
+    @property
+    def refused(self) -> int | None:
+        """The error number for which what is asked now was refused, 0 for another cause; None: it was not."""
+        return self._words[_TROUBLE] if self._words[_REFUSED] == self._words[_ASKS] else None
+
+    @property
+    def saves(self) -> bool:
+        """Whether the run has a checkpointer."""
+        return bool(self._words[_SAVES])
+
+    @saves.setter
+    def saves(self, value: bool) -> None:
+        self._words[_SAVES] = value
+
+    @property
+    def end(self) -> End | None:
+        """How the attempt ended; None while it runs, and where it died."""
+        code = self._words[_OUTCOME]
+        if not 0 < code <= len(_OUTCOMES):
+            return None
+        bad_step = self._words[_BAD_STEP] or None
+        return End(outcome=_OUTCOMES[code - 1], bad_step=bad_step, early=bool(self._words[_EARLY]))
+
+    @end.setter
+    def end(self, value: End) -> None:
+        self._words[_BAD_STEP] = value.bad_step or 0
+        self._words[_EARLY] = value.early
+        self._words[_OUTCOME] = _OUTCOMES.index(value.outcome) + 1
 
     @property
     def completed(self) -> int:

@@ -194,11 +194,21 @@ class Run:
         made.bind(lambda: None if self._in_step else self._completed)
         self._step = self._completed = made.step
         self._checkpointer = made
+        self._page.saves = True
         return made
 
     def request_stop(self, reason: str) -> None:
-        """Stop at the next boundary; raises StopRequested at once when no step loop is active. For signal handlers."""
-        self._asked_to_stop = reason
+        """Stop at the next boundary; raises StopRequested at once when no step loop is active. For signal handlers.
+
+        A pause stands on the page until it is taken back, and is refused there where steps would be lost.
+        """
+        if reason != Command.PAUSE.reason:
+            self._asked_to_stop = reason
+        elif self._looping:
+            return
+        elif not self._saved:
+            self._page.refuse(self._page.asks, self._trouble)
+            return
         if not self._looping:
             raise StopRequested(reason)
 
@@ -229,11 +239,11 @@ class Run:
 
     def _steps(self, total: int | None) -> Iterator[int]:
         page, first = self._page, self._completed + 1
+        page.phase = Phase.STEPPING  # before `first`: whoever finds that set finds a loop that runs or is over
         page.total, page.first = total, first
         page.boundary(self._completed)
         self._sink.write({"k": "begin", "t": now_ms(), "pid": os.getpid(), "total": total, "from": first})
         self._looping = True
-        page.phase = Phase.STEPPING
         waits = True
         try:
             self._obey()
@@ -283,16 +293,36 @@ class Run:
         self._page.phase = Phase.STEPPING
 
     def _stop_reason(self) -> str | None:
-        command = self._page.command
-        return command.reason if command is not Command.NONE else self._asked_to_stop
+        page = self._page
+        command = page.command
+        if command is Command.NONE or (command is Command.PAUSE and page.refused is not None):
+            return self._asked_to_stop
+        return command.reason
 
     def _obey(self) -> None:
-        stop = self._stop_reason()
-        if stop is None:
-            return
-        if stop in _SAVES_FIRST and self._checkpointer is not None and self._completed > 0:
-            self._save(self._checkpointer, wait=True)
-        raise StopRequested(stop)
+        """Stop if that is asked; for a pause only where no step is lost by it."""
+        page = self._page
+        while (stop := self._stop_reason()) is not None:
+            asks = page.asks
+            if stop in _SAVES_FIRST and self._checkpointer is not None and self._completed > 0:
+                self._save(self._checkpointer, wait=True)
+            if stop != Command.PAUSE.reason:
+                raise StopRequested(stop)
+            if page.command is not Command.PAUSE:  # taken back, or more was asked while it was saved
+                continue
+            if self._saved:
+                raise StopRequested(stop)
+            page.refuse(asks, self._trouble)
+
+    @property
+    def _saved(self) -> bool:
+        """Whether a next attempt would have no step to do again."""
+        saver = self._checkpointer
+        return self._completed == 0 or (saver is not None and saver.saved_step == self._completed)
+
+    @property
+    def _trouble(self) -> int:
+        return self._checkpointer.trouble if self._checkpointer is not None else 0
 
     def _write_arrived(self) -> None:
         waiting = self._waiting

@@ -28,7 +28,8 @@ from trackside.sdk import outcome, program
 from trackside.sdk.context import ENVIRONMENT, STACKS_FILE, AttemptContext
 from trackside.sdk.journal import now_ms
 from trackside.sdk.outcome import Outcome
-from trackside.sdk.page import Command, ControlPage, Phase
+from trackside.sdk.output import keep_printing
+from trackside.sdk.page import Command, ControlPage, End, Phase
 from trackside.sdk.run import Run, set_current
 
 _KEPT: Final[list[IO[str]]] = []
@@ -119,10 +120,7 @@ def _prepare(context: AttemptContext) -> None:
     if torch is not None:
         torch.set_num_threads(context.threads)
     os.chdir(context.work_dir)
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(line_buffering=True, errors="backslashreplace")
+    keep_printing()
     stacks = (context.attempt_dir / STACKS_FILE).open("a")  # open until the end: the dump writes to its descriptor
     _KEPT.append(stacks)
     faulthandler.enable(file=sys.__stderr__ or stacks, all_threads=True)
@@ -130,9 +128,15 @@ def _prepare(context: AttemptContext) -> None:
 
 
 def _take_signals(run: Run, page: ControlPage) -> None:
+    heard = 0
+
     def stop(number: int, frame: Any) -> None:
+        nonlocal heard
         del number, frame
-        command = page.command
+        command, asks = page.command, page.asks
+        ours, heard = asks != heard, asks
+        if command is Command.NONE and ours:  # it came late, and what it was for has been taken back
+            return
         run.request_stop(command.reason if command is not Command.NONE else Command.PREEMPT.reason)
 
     signal.signal(signal.SIGTERM, stop)
@@ -205,6 +209,8 @@ def _write_end(run: Run, page: ControlPage, ended: Outcome) -> None:
     except Exception as error:  # noqa: BLE001 - after a GPU error the numbers still waiting there are gone
         print(f"the last metrics were lost: {error}", file=sys.stderr)
     run.record(record)
+    # Here too, since a full disk does not take the line.
+    page.end = End(outcome=ended.name, bad_step=ended.bad_step, early=record.get("early") is True)
     page.phase = Phase.ENDED
 
 

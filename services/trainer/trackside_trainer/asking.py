@@ -1,0 +1,118 @@
+"""What a training process is asked to do, and until when it has to.
+
+A stop has its grace, then comes SIGKILL; a stop that saves first is not cut off in the middle of that. A pause has no
+end: it waits as long as a step or a checkpoint takes, and a process that really hangs is the watchdog's. It is also the
+only wish that can be taken back.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from contextlib import suppress
+from typing import Any, Final
+
+from trackside.config import Settings
+from trackside.models import Reason
+from trackside.sdk.page import Command, ControlPage, Phase
+
+# Graces shorter than the one that people set: a newer attempt may be running already; a hung process rarely wakes.
+_SHORT_GRACE_S: Final = {Reason.FENCED: 1.5, Reason.STALLED: 5.0}
+# A stronger wish replaces a weaker one. A pause is the weakest: who must go gets a deadline, and the job pauses anyway.
+_RANK: Final = {
+    Reason.PAUSED: 1,
+    Reason.PREEMPTED: 2,
+    Reason.TIMEOUT: 3,
+    Reason.STALLED: 4,
+    Reason.CANCELLED: 5,
+    Reason.FENCED: 6,
+}
+_COMMANDS: Final = {
+    Reason.PREEMPTED: Command.PREEMPT,
+    Reason.TIMEOUT: Command.PREEMPT,  # it saves first: whoever raises the limit can go on
+    Reason.PAUSED: Command.PAUSE,
+    Reason.STALLED: Command.PREEMPT,  # one that only stood still, such as a stopped one, may save yet
+    Reason.CANCELLED: Command.CANCEL,
+    Reason.FENCED: Command.FENCED,
+}
+_MAY_FINISH_SAVING: Final = frozenset({Reason.PREEMPTED, Reason.TIMEOUT})
+
+
+class Asking:
+    """The strongest wish so far; `reason` is None while nothing is asked."""
+
+    def __init__(self, settings: Settings, log: Any) -> None:
+        self.reason: Reason | None = None
+        self.why: str | None = None  # the words behind it
+        self._settings, self._log = settings, log
+        self._page: ControlPage | None = None
+        self._pidfd: int | None = None
+        self._kill_at_s: float | None = None
+        self._saving_until_s = 0.0
+        self._unheard = False  # a pause that only the page tells of yet
+
+    def started(self, page: ControlPage, pidfd: int) -> None:
+        """There is a process to ask."""
+        self._page, self._pidfd = page, pidfd
+
+    def ended(self) -> None:
+        """There is none any more."""
+        self._pidfd = None
+
+    def stop(self, reason: Reason, why: str | None = None, *, saving_s: float | None = None) -> None:
+        """Ask for the end; a weaker wish than an earlier one changes nothing.
+
+        `saving_s` is how much longer than its grace a checkpoint may take; None: as long as any checkpoint.
+        """
+        if self.reason is not None and _RANK[self.reason] >= _RANK[reason]:
+            return
+        self.reason, self.why = reason, why
+        if self._pidfd is None or self._page is None:
+            return
+        self._log.info("attempt_stopping", reason=reason.value)
+        self._page.command = _COMMANDS[reason]
+        if reason is Reason.PAUSED:
+            self._unheard = True
+            return
+        self._signal(self._pidfd)
+        now_s, grace_s = time.monotonic(), self._settings.stop_grace_s
+        kill_at_s = now_s + min(grace_s, _SHORT_GRACE_S.get(reason, grace_s))
+        self._kill_at_s = kill_at_s if self._kill_at_s is None else min(self._kill_at_s, kill_at_s)
+        self._saving_until_s = now_s + (self._settings.save_limit_s if saving_s is None else grace_s + saving_s)
+
+    def take_back(self) -> None:
+        """Let a process that was to pause train on."""
+        if self.reason is not Reason.PAUSED:
+            return
+        self.reason = self.why = None
+        self._unheard = False
+        if self._page is not None:
+            self._page.command = Command.NONE
+        self._log.info("pause_taken_back")
+
+    def remind(self) -> None:
+        """Tell a process whose loop is over of a pause.
+
+        A loop looks at the page by itself, and a script's own handler of SIGTERM would leave it without saving.
+        """
+        page = self._page
+        if self._unheard and page is not None and page.first is not None and page.phase is Phase.STARTING:
+            self._unheard = False
+            self._signal(self._pidfd)
+
+    def overdue(self) -> bool:
+        """Whether the process is to be killed now."""
+        now_s = time.monotonic()
+        if self._kill_at_s is None or now_s < self._kill_at_s:
+            return False
+        saves = self.reason in _MAY_FINISH_SAVING and self._page is not None and self._page.phase is Phase.SAVING
+        if saves and now_s < self._saving_until_s:
+            return False
+        self._kill_at_s = None
+        return True
+
+    @staticmethod
+    def _signal(pidfd: int | None) -> None:
+        if pidfd is not None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGTERM)

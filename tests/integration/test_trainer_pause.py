@@ -1,0 +1,211 @@
+"""A pause loses no step: it waits for whatever takes long, and is refused where something would be lost."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import redis
+
+from trackside.bus import streams
+from trackside.bus.acl import USERS
+from trackside.models import Job, JobState, Reason
+from trackside.server import EmbeddedServer
+from trackside.testing import wait_until
+from trainer_harness import Trainer, kill, steps_script
+
+GRACE_S = 0.5
+LONG_S = 1.5  # of a step, a save: longer than the grace
+STALL_S = 3.0
+
+
+@pytest.fixture(scope="module")
+def urls(redis_server: EmbeddedServer) -> Mapping[str, str]:
+    found = {user: redis_server.url(user) for user in (*USERS, "tester")}
+    with redis.Redis.from_url(found["tester"]) as client:
+        client.flushall()
+    return found
+
+
+@pytest.fixture(scope="module")
+def trainer(urls: Mapping[str, str]) -> Iterator[Trainer]:
+    home = Path(tempfile.mkdtemp(prefix="ts-"))
+    settings = {"stop_grace_s": GRACE_S, "stall_limit_s": STALL_S, "stall_floor_s": STALL_S, "save_limit_s": STALL_S}
+    with Trainer(home, urls, settings=settings) as trainer:
+        yield trainer
+    shutil.rmtree(home, ignore_errors=True)
+
+
+TRAINS = """
+import os, pathlib, resource, signal, sys, time, torch, trackside
+class Slow:
+    seconds = 0.0
+    def state_dict(self):
+        print("saves", flush=True)
+        time.sleep(self.seconds)
+        return {{}}
+    def load_state_dict(self, state):
+        pass
+def files_of_at_most(limit):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+FULL, EMPTY = 65536, resource.RLIM_INFINITY
+{before}
+run, slow = trackside.init(), Slow()
+state = run.checkpointer(model=torch.nn.Linear(256, 256), slow=slow, every=None)
+for step in run.steps({total}):
+    run.log(loss=1.0 / step)
+    time.sleep(0.01)
+    {within}
+{after}
+"""
+
+
+def trains(*, before: str = "", within: str = "pass", after: str = "", total: int = 100_000) -> str:
+    return TRAINS.format(before=before, within=within, after=after, total=total)
+
+
+def said(trainer: Trainer, job: Job, word: str) -> None:
+    wait_until(lambda: word in trainer.output(job), 20, f"it did not say {word!r}")
+
+
+def is_paused_without_loss(trainer: Trainer, job: Job, *, after_step: int) -> None:
+    outcome = trainer.ended(job)
+    assert (outcome.reason, outcome.exit_code) == (Reason.PAUSED, 75), outcome
+    assert (outcome.last_step or 0) >= after_step
+    assert trainer.store.job(job.id).checkpoints[0].step == outcome.last_step, "the pause lost steps"
+
+
+def refused(trainer: Trainer, job: Job, *words: str) -> None:
+    found = wait_until(
+        lambda: (now := trainer.store.job(job.id)).state is JobState.RUNNING and now, 10, "the pause was not refused"
+    )
+    assert found
+    assert all(word in (found.detail or "") for word in words), found.detail
+    last = [event for _, event in streams.history(trainer.client, job.id) if event.new is JobState.RUNNING][-1]
+    assert (last.cause, last.data["detail"]) == ("pause refused", found.detail)
+
+
+LONG_STEP = f"if step == 5: print('long', flush=True); time.sleep({LONG_S})"
+
+
+def test_a_pause_waits_for_a_step_that_is_longer_than_the_grace(trainer: Trainer) -> None:
+    job = trainer.assign(trains(within=LONG_STEP))
+    said(trainer, job, "long")
+    trainer.store.pause(job.id)
+    is_paused_without_loss(trainer, job, after_step=5)
+
+
+def test_a_pause_waits_for_a_checkpoint_that_is_longer_than_the_grace(trainer: Trainer) -> None:
+    job = trainer.assign(trains(within=f"slow.seconds = {LONG_S}"))
+    trainer.running(job, step=3)
+    trainer.store.pause(job.id)
+    is_paused_without_loss(trainer, job, after_step=3)
+
+
+def test_a_run_that_hangs_while_it_is_to_pause_ends_stalled(trainer: Trainer) -> None:
+    job = trainer.assign(trains(within="if step == 5: print('hangs', flush=True); time.sleep(600)"))
+    said(trainer, job, "hangs")
+    trainer.store.pause(job.id)
+    outcome = trainer.ended(job, 20)
+    assert outcome.reason is Reason.STALLED
+    assert 'train.py", line' in outcome.evidence[1], "its stacks are not told"
+
+
+def test_a_cancel_does_not_wait_for_what_a_pause_waits_for(trainer: Trainer) -> None:
+    job = trainer.assign(trains(within="if step == 5: print('long', flush=True); time.sleep(600)"))
+    said(trainer, job, "long")
+    trainer.store.pause(job.id)
+    wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 5, "it was not asked to pause")
+    trainer.store.cancel(job.id)
+    outcome = trainer.ended(job, STALL_S)
+    assert (outcome.reason, outcome.signal) == (Reason.CANCELLED, "SIGKILL")
+
+
+def test_a_pause_that_is_taken_back_changes_nothing(trainer: Trainer) -> None:
+    job = trainer.assign(trains(within=LONG_STEP, total=60))
+    said(trainer, job, "long")
+    trainer.store.pause(job.id)
+    wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 5, "it was not asked to pause")
+    assert trainer.store.resume(job.id).state is JobState.RUNNING
+    outcome = trainer.ended(job)
+    assert (outcome.reason, outcome.last_step) == (Reason.SUCCEEDED, 60)
+    assert trainer.steps(job) == list(range(1, 61))
+
+
+def log_of(trainer: Trainer, job: Job) -> str:
+    """What the services have logged about the job."""
+    return "".join(line for line in trainer.log.read_text().splitlines(keepends=True) if job.id in line)
+
+
+def test_a_script_that_saves_nothing_is_not_paused_and_is_told_how_it_could_be(trainer: Trainer) -> None:
+    job = trainer.assign(steps_script(150, 0.02))
+    trainer.running(job, step=3)
+    trainer.store.pause(job.id)
+    refused(trainer, job, "saves no checkpoints", "run.checkpointer()")
+    outcome = trainer.ended(job)
+    assert (outcome.reason, outcome.last_step) == (Reason.SUCCEEDED, 150)
+
+
+def test_a_pause_that_the_disk_does_not_take_is_refused_and_the_next_one_works(
+    trainer: Trainer, tmp_path: Path
+) -> None:
+    mended = tmp_path / "mended"
+    job = trainer.assign(trains(within=f"files_of_at_most(EMPTY if pathlib.Path({str(mended)!r}).exists() else FULL)"))
+    trainer.running(job, step=3)
+    trainer.store.pause(job.id)
+    refused(trainer, job, "was not written (File too large)", "then pause it again")
+    assert trainer.store.job(job.id).checkpoints == ()
+    mended.touch()
+    trainer.store.pause(job.id)
+    is_paused_without_loss(trainer, job, after_step=8)
+
+
+def test_a_pause_after_the_last_step_is_refused_where_that_was_not_saved(trainer: Trainer) -> None:
+    job = trainer.assign(
+        trains(before="files_of_at_most(FULL)", after="print('tests', flush=True)\ntime.sleep(3)", total=20)
+    )
+    said(trainer, job, "tests")
+    trainer.store.pause(job.id)
+    refused(trainer, job, "was not written (File too large)")
+    assert trainer.ended(job).reason is Reason.SUCCEEDED
+
+
+def test_a_pause_after_the_last_step_needs_no_end_of_what_comes_then(trainer: Trainer) -> None:
+    job = trainer.assign(trains(after="print('tests', flush=True)\ntime.sleep(600)", total=20))
+    said(trainer, job, "tests")
+    trainer.store.pause(job.id)
+    is_paused_without_loss(trainer, job, after_step=20)
+
+
+def test_a_script_that_leaves_at_sigterm_is_paused_at_its_boundary_all_the_same(trainer: Trainer) -> None:
+    job = trainer.assign(trains(before="signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))"))
+    trainer.running(job, step=3)
+    trainer.store.pause(job.id)
+    is_paused_without_loss(trainer, job, after_step=3)
+
+
+def test_one_that_is_killed_while_it_is_to_pause_has_not_paused(trainer: Trainer) -> None:
+    job = trainer.assign(trains(within="if step == 5: print('long', flush=True); time.sleep(600)"))
+    pid = trainer.running(job, step=4)
+    said(trainer, job, "long")
+    trainer.store.pause(job.id)
+    wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 5, "it was not asked to pause")
+    kill(pid)
+    outcome = trainer.ended(job)
+    assert (outcome.reason, outcome.signal) == (Reason.KILLED, "SIGKILL")
+
+
+def test_a_time_limit_does_not_cut_off_a_checkpoint_that_is_being_written(trainer: Trainer) -> None:
+    job = trainer.assign(trains(within=f"slow.seconds = {LONG_S}"), attempt_timeout_s=3.0)
+    outcome = trainer.ended(job)
+    assert (outcome.reason, outcome.exit_code) == (Reason.TIMEOUT, 75)
+    assert trainer.store.job(job.id).checkpoints[0].step == outcome.last_step
+
+
+def test_a_checkpoint_that_never_ends_holds_no_time_limit_up(trainer: Trainer) -> None:
+    job = trainer.assign(trains(within="slow.seconds = 600"), attempt_timeout_s=3.0)
+    outcome = trainer.ended(job)
+    assert (outcome.reason, outcome.signal) == (Reason.TIMEOUT, "SIGKILL")
