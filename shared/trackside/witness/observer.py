@@ -35,6 +35,7 @@ class Observer:
     orphans: set[str] = field(default_factory=set)
     blind: int = 0  # looks that found no server
     looks: int = 0  # that found one
+    looking: bool = False  # from a thread of its own
     _attempts: dict[str, int] = field(default_factory=dict)  # job -> the newest attempt that was seen
     _closed: set[tuple[str, int]] = field(default_factory=set)
     _newest: dict[str, str] = field(default_factory=dict)  # job -> the newest checkpoint that was proved
@@ -127,8 +128,11 @@ def observed(store: Store, home: Path, job_ids: Iterable[str], every_s: float = 
                 observer.look()
         except Exception as error:  # noqa: BLE001 -- it is raised where the block ends
             failed.append(error)
+        finally:
+            observer.looking = False
 
     thread = threading.Thread(target=run, name="observer", daemon=True)
+    observer.looking = True
     thread.start()
     try:
         yield observer
