@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from trackside.cli.throwaway import Throwaway
 
 EXIT_BROKEN: Final = 1
-EXAMPLE: Final = ("digits.py", ("--steps", "320", "--step-ms", "8", "--every", "20"))
+EXAMPLE: Final = ("digits.py", ("--steps", "240", "--step-ms", "8", "--every", "20"))
 COLUMNS: Final = ("fault", "noticed", "stepping again", "redone", "lost", "doubled", "verdict")
 
 
