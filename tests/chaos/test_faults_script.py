@@ -62,7 +62,7 @@ CASES: Final = {
     "always-exit0": case(
         "F11a", "always leaves without finishing", "--fault", "always-exit0", states=FAILED, attempts_max=4
     ),
-    "memory": case("F12", "host memory", "--fault", "memory", reasons=(frozenset({Reason.OOM_HOST}) | _ERROR,)),
+    "memory": case("F12", "host memory", "--fault", "memory", reasons=(frozenset({Reason.OOM_HOST}),)),
     "disk-full": case("F37", "disk full", "--fault", "disk-full", "--width", "4096", other=True),
     "fork": case("I11", "killed with a child of its own", "--fault", "fork", reasons=(_KILLED,)),
     "flood": case("F52", "flood of numbers", "--fault", "flood", attempts_max=1),

@@ -23,6 +23,8 @@ from trackside.bus.acl import USERS
 from trackside.models import Job, Program, Reason
 from trackside.server import EmbeddedServer
 from trackside.testing import wait_until
+from trackside_trainer.ending import loader_was_killed
+from trackside_trainer.shipping import end_record
 from trainer_harness import Trainer, steps_script
 
 OUTPUT: Final = "last output:\n"
@@ -214,6 +216,32 @@ def test_a_traceback_leads_to_the_line_in_the_script(trainer: Trainer) -> None:
     assert outcome.failure is not None
     assert 'train.py", line 2' in (outcome.failure.traceback or "")
     assert trainer.output(job).startswith("before\nTraceback")
+
+
+LOADS: Final = """
+import os, signal, torch, trackside
+
+class Data(torch.utils.data.Dataset):
+    def __len__(self):
+        return 64
+    def __getitem__(self, at):
+        if at == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return at
+
+for step, batch in zip(trackside.init().steps(100), torch.utils.data.DataLoader(Data(), num_workers=1)):
+    pass
+"""
+
+
+def test_a_data_loader_that_was_killed_is_known_by_what_torch_says_of_it(trainer: Trainer) -> None:
+    """Nothing killed it for memory here, so the error stays the reason; what torch says is read from the real thing."""
+    job = trainer.assign(LOADS)
+    outcome = trainer.ended(job, 30)
+    journal = trainer.home / "jobs" / job.id / "attempts" / "1" / "journal.jsonl"
+    assert outcome.reason is Reason.USER_ERROR
+    assert "DataLoader worker" in (outcome.detail or "")
+    assert loader_was_killed(end_record(journal))
 
 
 def test_a_script_that_is_asked_to_stop_when_it_is_done_anyway_has_succeeded(trainer: Trainer) -> None:

@@ -19,6 +19,11 @@ def end(outcome: str, error: dict[str, Any] | None = None, **more: Any) -> dict[
 
 ERROR = {"type": "ValueError", "message": "bad\nmore", "traceback": "Traceback ..."}
 EXIT = {"type": "SystemExit", "message": "the program exited with code 143", "traceback": "Traceback ..."}
+LOADER = {
+    "type": "RuntimeError",
+    "message": "DataLoader worker (pid(s) 12) exited unexpectedly",
+    "traceback": "RuntimeError: DataLoader worker (pid 12) is killed by signal: Killed. \n\nThe above exception ...",
+}
 EARLY = end("succeeded", early=True)
 STOPS = (Reason.PREEMPTED, Reason.PAUSED, Reason.CANCELLED, Reason.TIMEOUT, Reason.STALLED)
 
@@ -51,6 +56,9 @@ STOPS = (Reason.PREEMPTED, Reason.PAUSED, Reason.CANCELLED, Reason.TIMEOUT, Reas
         (None, Exit(status=3 << 8), Reason.USER_ERROR),
         (None, Exit(status=KILLED), Reason.KILLED),
         (None, Exit(status=KILLED, out_of_memory="the kernel killed 1"), Reason.OOM_HOST),
+        (end("user_error", LOADER), Exit(status=FAILED, out_of_memory="the kernel killed 1"), Reason.OOM_HOST),
+        (end("user_error", LOADER), Exit(status=FAILED), Reason.USER_ERROR),
+        (end("user_error", ERROR), Exit(status=FAILED, out_of_memory="the kernel killed 1"), Reason.USER_ERROR),
         (None, Exit(status=int(signal.SIGSEGV), out_of_memory="the kernel killed 1"), Reason.KILLED),
         (None, Exit(status=KILLED, asked=Reason.CANCELLED, killed_by_us=True), Reason.CANCELLED),
         (None, Exit(status=int(signal.SIGTERM), asked=Reason.PREEMPTED), Reason.PREEMPTED),

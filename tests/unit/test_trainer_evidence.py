@@ -76,9 +76,12 @@ def test_the_nearest_cgroup_is_asked_before_the_host(tmp_path: Path, monkeypatch
     assert evidence.killed_for_memory(before, 60.0) is None
     (groups / "jobs" / "one" / "memory.events").write_text("oom_kill 3\n")
     assert evidence.killed_for_memory(before, 60.0) == (
-        "the kernel killed 1 processes of this cgroup for memory meanwhile; this one had used up to 60 MiB of 64 MiB"
+        "the kernel killed 1 process of this cgroup for memory meanwhile; this one had used up to 60 MiB of 64 MiB"
     )
     assert evidence.killed_for_memory(before, 6.0) is None  # it was somebody else
+    assert (evidence.killed_for_memory(before, 6.0, loader=True) or "").startswith("the kernel killed 1 process of")
+    (groups / "jobs" / "one" / "memory.events").write_text("oom_kill 2\n")
+    assert evidence.killed_for_memory(before, 6.0, loader=True) is None  # by whoever else
 
 
 def test_a_small_process_is_not_what_the_kernel_looked_for() -> None:

@@ -34,7 +34,7 @@ from trackside_trainer import evidence, launch
 from trackside_trainer import folders as folders_
 from trackside_trainer.asking import Asking
 from trackside_trainer.earlier import EarlierCurves
-from trackside_trainer.ending import CRASHES, Exit, end_of_page, judge
+from trackside_trainer.ending import CRASHES, Exit, end_of_page, judge, loader_was_killed
 from trackside_trainer.gpugate import LastLook
 from trackside_trainer.patience import Patience
 from trackside_trainer.pausing import Pausing
@@ -337,17 +337,19 @@ class AttemptRun:
         self._log.info("attempt_ended", reason=outcome.reason.value, detail=outcome.detail, step=outcome.last_step)
 
     def _judge(self) -> Outcome:
+        page, ended_s = self._page, self._ended_s or time.monotonic()
+        end = end_record(self._folders.journal) or (end_of_page(page) if page else None)
+        loader = loader_was_killed(end)
         seen = Exit(
             status=self._status,
             asked=self._asking.reason,
             why=self._asking.why,
             killed_by_us=self._killed_by_us,
-            out_of_memory=evidence.killed_for_memory(self._memory_kills, self._peak_mib),
+            out_of_memory=evidence.killed_for_memory(self._memory_kills, self._peak_mib, loader=loader),
             lost_gpu=self._gpu.gone,
         )
-        page, ended_s = self._page, self._ended_s or time.monotonic()
         return judge(
-            end_record(self._folders.journal) or (end_of_page(page) if page else None),
+            end,
             seen,
             first_step=page.first if page else None,
             last_step=page.completed if page and page.first is not None else None,
@@ -365,7 +367,7 @@ class AttemptRun:
         return evidence.bounded(
             (
                 *(self._hung.evidence if self._hung is not None else ()),
-                seen.out_of_memory if seen.signal_name == "SIGKILL" else None,
+                seen.out_of_memory if seen.signal_name in ("SIGKILL", None) else None,
                 evidence.crash_dump(output) if crashed else None,
                 evidence.last_lines(output, before_crash=crashed),
             )

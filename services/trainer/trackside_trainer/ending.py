@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ _OF_ITS_OWN: Final = {
 }
 CRASHES: Final = frozenset({"SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT"})  # faulthandler tells where
 _MAX_CHARS: Final = 40_000
+# The message itself, or that of the error which led to "DataLoader worker (pid(s) ...) exited unexpectedly".
+_LOADER_KILLED: Final = re.compile(r"DataLoader worker \(pid \d+\) is killed by signal: Killed\b")
 _OBEYED: Final = {
     Reason.PREEMPTED: "stopped at a step boundary to make room",
     Reason.PAUSED: "paused at a step boundary",
@@ -54,7 +57,7 @@ class Exit:
     asked: Reason | None = None  # the stop that was asked of it
     killed_by_us: bool = False  # it did not obey within its grace
     why: str | None = None  # the stop's own words for it
-    out_of_memory: str | None = None  # the kernel killed for memory meanwhile, and this process was large
+    out_of_memory: str | None = None  # the kernel killed for memory meanwhile, and perhaps this process or its loader
     lost_gpu: str | None = None  # the UUID of its GPU, which the driver does not show any more
 
     @property
@@ -113,6 +116,8 @@ def _reason(end: Mapping[str, Any] | None, seen: Exit) -> tuple[Reason, str]:
         return _asked(asked, seen, told)
     if told is Reason.PREEMPTED and seen.status is not None:
         return told, "somebody other than Trackside asked it to stop (SIGTERM), and it did at a step boundary"
+    if seen.out_of_memory and told is Reason.USER_ERROR and loader_was_killed(end):
+        return Reason.OOM_HOST, "the kernel killed a DataLoader worker because the memory was full: use fewer of them"
     if told is not None and told is not Reason.SUCCEEDED:
         return told, _told_detail(told, end or {})
     if told is Reason.SUCCEEDED:
@@ -150,6 +155,14 @@ def _told_detail(told: Reason, end: Mapping[str, Any]) -> str:
     if first_line and told is Reason.INVALID_JOB:  # our own words
         return first_line[0]
     return f"{failure.type}: {first_line[0][:300]}" if first_line else str(failure.type)
+
+
+def loader_was_killed(end: Mapping[str, Any] | None) -> bool:
+    """Whether torch says that a process which loaded data was killed from outside; it tells the signal, not by whom."""
+    failure = _failure(end) if end is not None else None
+    if failure is None or not (failure.message or "").startswith("DataLoader worker (pid"):
+        return False
+    return _LOADER_KILLED.search(f"{failure.message}\n{failure.traceback or ''}") is not None
 
 
 def _silent(seen: Exit) -> tuple[Reason, str]:

@@ -106,16 +106,19 @@ def memory_limit_mib() -> float | None:
     return min(limits) / 2**20 if limits else None
 
 
-def killed_for_memory(before: MemoryKills, peak_mib: float | None) -> str | None:
-    """What speaks for the kernel's having killed this very process for memory; None if nothing does."""
+def killed_for_memory(before: MemoryKills, peak_mib: float | None, *, loader: bool = False) -> str | None:
+    """What speaks for the kernel's having killed this very process for memory; None if nothing does.
+
+    `loader`: a child that loads data for it was killed, and that one may have been small beside its parent.
+    """
     kills, limit_mib = MemoryKills.now(), memory_limit_mib()
     count = kills.since(before)
-    if not count or not was_large(peak_mib, limit_mib):
+    if not count or not (loader or was_large(peak_mib, limit_mib)):
         return None
-    return (
-        f"the kernel killed {count} processes of {kills.where} for memory meanwhile; this one had used up to "
-        f"{peak_mib:.0f} MiB of {limit_mib:.0f} MiB"
-    )
+    words = f"the kernel killed {count} process{'es' if count > 1 else ''} of {kills.where} for memory meanwhile"
+    if peak_mib is None or limit_mib is None:
+        return words
+    return f"{words}; this one had used up to {peak_mib:.0f} MiB of {limit_mib:.0f} MiB"
 
 
 def was_large(peak_mib: float | None, limit_mib: float | None) -> bool:

@@ -7,7 +7,7 @@ import signal
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from trackside import logs, processes
 from trackside.config import Settings
@@ -17,7 +17,7 @@ from trackside.sdk.page import Command, ControlPage
 from trackside.store import Store
 from trackside_trainer import evidence, launch
 from trackside_trainer.attempt import BACKUP
-from trackside_trainer.ending import Exit, judge
+from trackside_trainer.ending import Exit, end_of_page, judge
 from trackside_trainer.folders import Folders
 from trackside_trainer.patience import Patience
 from trackside_trainer.shipping import JournalTail, OutputTail, end_record, ship_for
@@ -155,9 +155,9 @@ class Leftover:
         return True
 
     def _judge(self) -> Outcome:
-        death, (first, last, asked) = self._death, self._page()
+        death, (first, last, asked, told) = self._death, self._page()
         noticed = int((time.monotonic() - self._seen_s) * 1000)
-        end = end_record(self._folders.journal)
+        end = end_record(self._folders.journal) or told
         seen = evidence.bounded((death.words, evidence.last_lines(self._folders.output)))
         if end is None:
             return Outcome(
@@ -169,14 +169,14 @@ class Leftover:
             noticed_after_ms=noticed,
         )  # fmt: skip
 
-    def _page(self) -> tuple[int | None, int | None, Reason | None]:
-        """The attempt's first and last step, and which stop was asked of it."""
+    def _page(self) -> tuple[int | None, int | None, Reason | None, dict[str, Any] | None]:
+        """What the attempt's page tells: its first and last step, which stop was asked of it, and its end."""
         try:
             page = ControlPage.open(self._folders.page)
         except (ConfigurationError, OSError):
-            return None, None, None
+            return None, None, None, None
         try:
             asked = Reason(page.command.reason) if page.command is not Command.NONE else None
-            return page.first, page.completed if page.first is not None else None, asked
+            return page.first, page.completed if page.first is not None else None, asked, end_of_page(page)
         finally:
             page.close()
