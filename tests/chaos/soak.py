@@ -213,10 +213,14 @@ def planned(seconds: float, mean_s: float) -> int:
     return max(1, round(seconds / mean_s))
 
 
+def moments(rng: random.Random, seconds: float, mean_s: float) -> list[float]:
+    """When they are due: given their number, the moments of a Poisson process are independent and uniform."""
+    return sorted(rng.uniform(0.0, seconds) for _ in range(planned(seconds, mean_s)))
+
+
 def disturb(soak: Soak, seconds: float, mean_s: float, console: Console) -> None:
     """Strike at chance moments until the time is up, then let everything end."""
-    # Given their number, the moments of a Poisson process are independent and uniform.
-    soak.due_s = sorted(soak.rng.uniform(0.0, seconds) for _ in range(planned(seconds, mean_s)))
+    soak.due_s = moments(soak.rng, seconds, mean_s)
     began_s = time.monotonic()
     told_s = 0.0
     while not soak.look():
