@@ -125,3 +125,14 @@ for line in sys.stdin:
 
 def test_each_fault_has_an_id_and_a_name_of_its_own() -> None:
     assert len({fault.id for fault in FAULTS}) == len({fault.name for fault in FAULTS}) == len(FAULTS)
+
+
+def test_the_operations_page_lists_the_faults_as_they_are() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text()
+    rows = page.partition("\n| fault | done |")[2].splitlines()[2:]
+    listed = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[: len(FAULTS)]]
+    assert listed == [
+        [f"`{fault.id}`", fault.name, "quick" if fault.quick else "all", ", ".join(sorted(fault.needs))]
+        for fault in FAULTS
+    ]
+    assert not rows[len(FAULTS)].startswith("|")
