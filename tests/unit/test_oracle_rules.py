@@ -292,3 +292,12 @@ def test_who_was_cut_off_may_leave_a_half_written_checkpoint() -> None:
     cut_off = replace(HARMED, attempts=(attempt(1, Reason.LOST, 3), HARMED.attempts[1]))
     found = verdict(job(lambda h: cut_off)(after(unfinished={JOB: 1})(WHOLE))).violations
     assert "I15" not in {violation.invariant for violation in found}
+
+
+def test_a_look_at_one_job_says_nothing_of_the_others() -> None:
+    partial = Sample(at_ms=2, states={JOB: JobState.RUNNING}, live=frozenset({JOB}), partial=True)
+    after_its_end = replace(WHOLE, samples=(*LOOKS, partial))
+    assert verdict(after_its_end).violations == ()
+    grown = replace(partial, entries={JOB: {1: 3, 2: 1}})
+    found = verdict(replace(WHOLE, samples=(*LOOKS, grown))).violations
+    assert {violation.rule for violation in found} == {"I3 closed streams do not grow"}

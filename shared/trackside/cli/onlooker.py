@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from trackside import witness
@@ -47,8 +47,9 @@ def held(system: Throwaway, job_ids: list[str]) -> Holdings:
 
 def facts(system: Throwaway, seen: Onlooker, job_id: str, samples: list[Sample]) -> dict[str, Any]:
     """What was seen, also by the fault itself, as fields of a History; once every job has ended."""
+    partial = [replace(look, partial=True) for look in samples]  # two threads' looks are in no order to a millisecond
     return {
-        "samples": tuple(sorted([*seen.observer.samples, *samples], key=lambda look: look.at_ms)),
+        "samples": tuple(sorted([*seen.observer.samples, *partial], key=lambda look: look.at_ms)),
         "holdings": (seen.before, held(system, [job_id, *seen.beside])),
     }
 

@@ -87,6 +87,8 @@ class Sample:
     output: dict[str, dict[int, int]] = field(default_factory=dict)  # job -> attempt -> pieces of its output
     closed: dict[str, dict[int, int]] = field(default_factory=dict)  # job -> dead attempt -> bytes of its files
     newest: dict[str, Proof] = field(default_factory=dict)  # job -> the checkpoint that its record points to
+    attempts: dict[str, int] = field(default_factory=dict)  # job -> its current attempt's number
+    partial: bool = False  # of some jobs only, by another clock: says nothing about states and about who is missing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from trackside.models import AttemptState, EventKind, JobState
-from trackside.oracle.history import History, JobHistory
+from trackside.oracle.history import History, JobHistory, Sample
 from trackside.oracle.verdicts import JobRule, SystemRule
 
 
@@ -39,7 +39,7 @@ def _acknowledged(history: History) -> Iterator[str]:
 def _none_lost(history: History) -> Iterator[str]:
     gone: dict[str, JobState] = {}
     seen: set[str] = set()
-    for look in history.samples:
+    for look in _full(history):
         for job_id, state in look.states.items():
             if state.terminal == (job_id in look.live):
                 yield f"{job_id} is {state} and {'' if job_id in look.live else 'not '}listed as live, {look.at_ms} ms"
@@ -53,6 +53,10 @@ def _none_lost(history: History) -> Iterator[str]:
     for each in history.jobs:
         if each.job.id in gone and each.job.state is not gone[each.job.id]:
             yield f"{each.job.id} was seen {gone[each.job.id]} and is {each.job.state} now"
+
+
+def _full(history: History) -> list[Sample]:
+    return [look for look in history.samples if not look.partial]
 
 
 def _attempts(each: JobHistory, history: History) -> Iterator[str]:
@@ -116,6 +120,6 @@ SYSTEM_RULES: Final = (
         broken=_acknowledged,
     ),
     SystemRule(
-        invariant="I2", name="at every look", sees=lambda history: bool(history.samples), broken=_none_lost
+        invariant="I2", name="at every look", sees=lambda history: bool(_full(history)), broken=_none_lost
     ),
 )  # fmt: skip

@@ -102,12 +102,14 @@ def sample(store: Store, submitted: Iterable[str], at_ms: int) -> Sample:
     with store.client.pipeline() as pipe:
         pipe.smembers(keys.LIVE_JOBS)
         for job_id in wanted:
-            pipe.hget(keys.job(job_id), "state")
-        live, *states = pipe.execute()
+            pipe.hmget(keys.job(job_id), ["state", "attempt"])
+        live, *found = pipe.execute()
+    there = {job_id: raw for job_id, raw in zip(wanted, found, strict=True) if raw[0] is not None}
     return Sample(
         at_ms=at_ms,
-        states={job_id: JobState(raw.decode()) for job_id, raw in zip(wanted, states, strict=True) if raw is not None},
+        states={job_id: JobState(state.decode()) for job_id, (state, _) in there.items()},
         live=frozenset(raw.decode() for raw in live),
+        attempts={job_id: int(attempt or 0) for job_id, (_, attempt) in there.items()},
     )
 
 

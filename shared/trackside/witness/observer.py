@@ -68,7 +68,7 @@ class Observer:
         closed: dict[str, dict[int, int]] = {}
         newest: dict[str, Proof] = {}
         for job_id, state in seen.states.items():
-            if state.terminal and (job_id, self._attempts.get(job_id, 0)) in self._closed:
+            if not seen.attempts[job_id] or (state.terminal and (job_id, seen.attempts[job_id]) in self._closed):
                 continue
             job = self.store.job(job_id)
             if job.attempt > self._attempts.get(job_id, 0):
