@@ -211,7 +211,9 @@ class Agent:
             touched_ns = slotfiles.slot_lock(self._settings.home, name).touched_ns()
             worker.looks = worker.looks + 1 if touched_ns == worker.touched_ns else 0
             worker.touched_ns = touched_ns
-            if worker.looks > limit:
+            if worker.looks > limit and not slotfiles.can_be_touched(self._settings.home):
+                worker.looks = 0
+            elif worker.looks > limit:
                 self._log.error("worker_hangs", slot=name, pid=worker.pid, looks=worker.looks)
                 worker.ended_for = f"the worker stood still for {worker.looks * _LOOK_S:.0f} s"
                 worker.looks = 0

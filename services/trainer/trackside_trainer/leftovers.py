@@ -121,21 +121,36 @@ class Leftover:
                 self._log.error("server_is_behind", why=error.message, todo=BACKUP)
             self._silent_until_s = time.monotonic() + _ASK_AGAIN_S
             return False
-        if done:
+        return done and self._forget()
+
+    def _forget(self) -> bool:
+        """Remove its record; False where the disk does not take that now."""
+        try:
             self.path.unlink(missing_ok=True)
-        return done
+        except OSError:
+            self._silent_until_s = time.monotonic() + _ASK_AGAIN_S
+            return False
+        return True
 
     def _advance(self) -> bool:
         if self._ours is None:
             self._ours = self._is_ours()
         if not self._ours:
             return True
-        if ship_for(_BUDGET_S, self._journal, self._output):
+        if self._ship():
             return False
         outcome = self._judge()
         self._store.end_attempt(self.taken.job, self.taken.attempt, outcome)
         self._log.warning("attempt_ended", reason=outcome.reason.value, detail=outcome.detail, step=outcome.last_step)
         return self._discard()
+
+    def _ship(self) -> bool:
+        """Send what there is; whether there may be more. What cannot be read is not waited for."""
+        try:
+            return ship_for(_BUDGET_S, self._journal, self._output)
+        except OSError as error:  # the script replaced or removed its own files, or their disk fails
+            self._log.error("attempt_files_unreadable", why=str(error))
+            return False
 
     def _is_ours(self) -> bool:
         attempt = self._store.attempt(self.taken.job, self.taken.attempt)

@@ -43,9 +43,10 @@ class ProcessLock:
         return True
 
     def touch(self) -> None:
-        """Show that the holder's loop goes round."""
-        if self.fd is not None:
-            os.utime(self.fd)
+        """Show that the holder's loop goes round, if the disk takes it."""
+        with suppress(OSError):
+            if self.fd is not None:
+                os.utime(self.fd)
 
     def touched_ns(self) -> int:
         """When the holder last did so; only a change means anything, the clock may be set."""
@@ -112,6 +113,15 @@ class TakenAttempt:
             return cls(**{name: raw.get(name) for name in cls.__dataclass_fields__})
         except (OSError, ValueError, TypeError, AttributeError):
             return None
+
+
+def can_be_touched(home: Path) -> bool:
+    """Whether this home's disk takes signs of life now; where it does not, nobody's missing ones mean anything."""
+    try:
+        os.utime(agent_lock(home).path)
+    except OSError:
+        return False
+    return True
 
 
 def agent_lock(home: Path) -> ProcessLock:
