@@ -45,7 +45,7 @@ def test_a_journal_that_became_a_folder_ends_nobody_but_its_attempt(
             agent = trainer.process.pid
 
         outcome = trainer.ended(job)
-        assert outcome.reason in ({Reason.USER_ERROR} if ends == "by itself" else {Reason.KILLED, Reason.LOST})
+        assert outcome.reason in ({Reason.SUCCEEDED} if ends == "by itself" else {Reason.KILLED, Reason.LOST})
         assert trainer.ended(trainer.assign(steps_script(2))).reason is Reason.SUCCEEDED
         assert (trainer.process.pid, trainer.process.poll()) == (agent, None)
         assert (trainer.worker_pid() == worker) is (ends == "by itself")
