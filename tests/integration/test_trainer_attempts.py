@@ -21,7 +21,7 @@ import redis
 
 from trackside.bus import queue, streams
 from trackside.bus.acl import USERS
-from trackside.models import EventKind, JobState, Reason
+from trackside.models import AttemptState, EventKind, JobState, Reason, Slot
 from trackside.server import EmbeddedServer
 from trackside.testing import wait_until
 from trainer_harness import Trainer, kill, lives, steps_script
@@ -126,12 +126,18 @@ def test_cancelling_ends_an_unmodified_script_and_everything_it_started(trainer:
     assert [pid for pid in pids if lives(pid)] == []
 
 
+LEFT_RUNNING = """
+import subprocess
+for command in (["sleep", "600"], ["sh", "-c", "trap '' TERM HUP; sleep 600"]):
+    print("pid", subprocess.Popen(command, start_new_session=True).pid, flush=True)
+"""
+
+
 def test_what_a_finished_script_left_running_is_gone_before_the_slot_is_free(trainer: Trainer) -> None:
-    job = trainer.assign(GRANDCHILDREN.replace("time.sleep(600)\n", "", 0).rsplit("time.sleep(600)", 1)[0])
+    job = trainer.assign(LEFT_RUNNING)
     outcome = trainer.ended(job)
-    pids = trainer.pids_in_output(job, 1)
+    assert [pid for pid in trainer.pids_in_output(job, 2) if lives(pid)] == []
     assert outcome.reason is Reason.SUCCEEDED
-    assert [pid for pid in pids if lives(pid)] == []
 
 
 def test_pausing_saves_and_ends_at_a_step_boundary(trainer: Trainer) -> None:
@@ -249,15 +255,26 @@ def test_forged_rq_jobs_are_refused_and_the_worker_lives(trainer: Trainer, tmp_p
 
 
 def test_an_attempt_of_another_slot_is_refused(trainer: Trainer) -> None:
-    first = trainer.assign(steps_script(10_000, 0.01))
-    trainer.running(first)
-    trainer.tester.lpush("rq:queue:slot-box-cpu1", f"{first.id}_1")
-    trainer.store.cancel(first.id)
-    assert trainer.ended(first).reason is Reason.CANCELLED
-    # The same attempt once more on its own queue: it is over, and is not run again.
-    trainer.tester.rpush("rq:queue:slot-box-cpu0", f"{first.id}_1")
+    elsewhere = Slot(id="elsewhere-cpu0", host="elsewhere", kind="cpu", storage="other")
+    trainer.store.register_slot(elsewhere)
+    job = trainer.give(trainer.submit(steps_script(2)), slot=1)
+    assert job.slot == elsewhere.id
+
+    trainer.tester.rpush("rq:queue:slot-box-cpu0", f"{job.id}_1")
+
+    wait_until(lambda: queue.queued(trainer.client, "box-cpu0") == [], 5, "the strange id is still queued")
+    assert trainer.attempt(job).state is AttemptState.ASSIGNED
+    assert EventKind.STARTED not in [event.kind for _, event in streams.history(trainer.client, job.id)]
+    trainer.store.retire_slot(elsewhere.id)
+
+
+def test_an_attempt_that_is_over_is_not_run_again(trainer: Trainer) -> None:
+    job = trainer.assign(steps_script(2))
+    assert trainer.ended(job).reason is Reason.SUCCEEDED
+    trainer.tester.rpush("rq:queue:slot-box-cpu0", f"{job.id}_1")
     wait_until(lambda: queue.queued(trainer.client, "box-cpu0") == [], 5, "the stale id is still queued")
-    assert trainer.attempt(first).outcome is not None
+    kinds = [event.kind for _, event in streams.history(trainer.client, job.id)]
+    assert (kinds.count(EventKind.STARTED), kinds.count(EventKind.ENDED)) == (1, 1)
 
 
 def test_a_fenced_attempt_stops_and_writes_no_more(trainer: Trainer) -> None:
