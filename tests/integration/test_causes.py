@@ -240,7 +240,6 @@ def test_a_data_loader_that_was_killed_is_known_by_what_torch_says_of_it(trainer
     outcome = trainer.ended(job, 30)
     journal = trainer.home / "jobs" / job.id / "attempts" / "1" / "journal.jsonl"
     assert outcome.reason is Reason.USER_ERROR
-    assert "DataLoader worker" in (outcome.detail or "")
     assert loader_was_killed(end_record(journal))
 
 

@@ -298,6 +298,22 @@ def test_an_end_that_may_have_come_too_early_says_so(attempts: Attempts, code: s
     assert attempt.records("end")[0].get("early", False) is early
 
 
+def test_an_error_is_told_whole_though_a_handler_of_the_script_s_raises_another_meanwhile(attempts: Attempts) -> None:
+    """As torch's does when a loader's worker is killed, at whatever moment."""
+    attempt = attempts.script(
+        "import os, signal\n"
+        "def tell(*_): raise RuntimeError('a child died')\n"
+        "signal.signal(signal.SIGCHLD, tell)\n"
+        "class Lost(Exception):\n"
+        "    def __str__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGCHLD)\n"
+        "        return 'the connection is gone'\n"
+        "raise Lost\n"
+    )
+    assert attempt.end()[0] == 1
+    assert (attempt.error["type"], attempt.error["message"]) == ("Lost", "the connection is gone")
+
+
 def test_a_child_that_the_script_forked_dies_of_sigterm_by_itself(attempts: Attempts) -> None:
     attempt = attempts.script(
         "import os, signal, time\n"

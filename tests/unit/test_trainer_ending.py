@@ -24,6 +24,11 @@ LOADER = {
     "message": "DataLoader worker (pid(s) 12) exited unexpectedly",
     "traceback": "RuntimeError: DataLoader worker (pid 12) is killed by signal: Killed. \n\nThe above exception ...",
 }
+RESET = {
+    "type": "ConnectionResetError",
+    "message": "[Errno 104] Connection reset by peer",
+    "traceback": 'File ".../torch/utils/data/dataloader.py", line 1275, in _try_get_data',
+}
 EARLY = end("succeeded", early=True)
 STOPS = (Reason.PREEMPTED, Reason.PAUSED, Reason.CANCELLED, Reason.TIMEOUT, Reason.STALLED)
 
@@ -58,6 +63,12 @@ STOPS = (Reason.PREEMPTED, Reason.PAUSED, Reason.CANCELLED, Reason.TIMEOUT, Reas
         (None, Exit(status=KILLED, out_of_memory="the kernel killed 1"), Reason.OOM_HOST),
         (end("user_error", LOADER), Exit(status=FAILED, out_of_memory="the kernel killed 1"), Reason.OOM_HOST),
         (end("user_error", LOADER), Exit(status=FAILED), Reason.USER_ERROR),
+        (end("user_error", RESET), Exit(status=FAILED, out_of_memory="the kernel killed 1"), Reason.OOM_HOST),
+        (
+            end("user_error", {**RESET, "traceback": 'File ".../requests/api.py"'}),
+            Exit(status=FAILED, out_of_memory="the kernel killed 1"),
+            Reason.USER_ERROR,
+        ),
         (end("user_error", ERROR), Exit(status=FAILED, out_of_memory="the kernel killed 1"), Reason.USER_ERROR),
         (None, Exit(status=int(signal.SIGSEGV), out_of_memory="the kernel killed 1"), Reason.KILLED),
         (None, Exit(status=KILLED, asked=Reason.CANCELLED, killed_by_us=True), Reason.CANCELLED),

@@ -33,6 +33,7 @@ _OF_ITS_OWN: Final = {
 CRASHES: Final = frozenset({"SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT"})  # faulthandler tells where
 _MAX_CHARS: Final = 40_000
 # The message itself, or that of the error which led to "DataLoader worker (pid(s) ...) exited unexpectedly".
+_LOADER_GONE: Final = frozenset({"ConnectionResetError", "EOFError"})  # seen before torch knows that it died
 _LOADER_KILLED: Final = re.compile(r"DataLoader worker \(pid \d+\) is killed by signal: Killed\b")
 _OBEYED: Final = {
     Reason.PREEMPTED: "stopped at a step boundary to make room",
@@ -160,9 +161,13 @@ def _told_detail(told: Reason, end: Mapping[str, Any]) -> str:
 def loader_was_killed(end: Mapping[str, Any] | None) -> bool:
     """Whether torch says that a process which loaded data was killed from outside; it tells the signal, not by whom."""
     failure = _failure(end) if end is not None else None
-    if failure is None or not (failure.message or "").startswith("DataLoader worker (pid"):
+    if failure is None:
         return False
-    return _LOADER_KILLED.search(f"{failure.message}\n{failure.traceback or ''}") is not None
+    trace = failure.traceback or ""
+    if failure.type in _LOADER_GONE:
+        return "torch/utils/data/dataloader.py" in trace
+    told = (failure.message or "").startswith("DataLoader worker (pid")
+    return told and _LOADER_KILLED.search(f"{failure.message}\n{trace}") is not None
 
 
 def _silent(seen: Exit) -> tuple[Reason, str]:

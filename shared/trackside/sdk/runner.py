@@ -170,6 +170,13 @@ def _call(context: AttemptContext) -> Outcome:
         _prepare(context)
         program.execute(context.program, context.work_dir, context.params)
     except BaseException as raised:  # noqa: BLE001 - this is the one place where everything ends, stop requests too
+        try:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        except Exception as told:  # noqa: BLE001 - whatever a handler of the script's raises
+            # torch tells of a killed loader from a handler of SIGCHLD, which may run while the loss of the connection
+            # to that loader is on its way up here; and half of its deaths are told so late.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            return _told(outcome.of_exception(told))
         return _told(outcome.of_exception(raised))
     return outcome.SUCCEEDED
 
