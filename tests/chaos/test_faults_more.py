@@ -19,6 +19,7 @@ import pytest
 
 from chaos.clocks import Clocks
 from chaos.conftest import SETTINGS, also
+from chaos.eyes import eyes
 from chaos.ranks import RANKS
 from chaos.viewers import Viewers, dashboard
 from trackside import launcher, witness
@@ -148,7 +149,7 @@ def test_a_wall_clock_that_is_set_changes_nothing(
         return harm
 
     name = f"{service}'s clock an hour {'ahead' if off_s > 0 else 'behind'}"
-    fault = Fault(id="F50", name=name, inject=set_clock, attempts_max=1)
+    fault = Fault(id="F50", name=name, inject=set_clock, attempts_max=1, stepping_max_s=None, bystander=True)
     # Long enough that a supervisor which has just started sees clearly, and judges silence, before the run is over.
     result = rehearse(system, fault, lambda: system.submit(script, "--step-ms", "60"), undisturbed, rng)
     judged(without_stepping(result))
@@ -175,7 +176,8 @@ def test_a_death_under_a_wrong_wall_clock_is_one_retry(
         return harm
 
     name = f"worker killed, clock an hour {'ahead' if off_s > 0 else 'behind'}"
-    fault = Fault(id="F50a", name=name, inject=set_and_kill)
+    died = (frozenset({Reason.KILLED}),)
+    fault = Fault(id="F50a", name=name, inject=set_and_kill, reasons=died, stepping_max_s=None, bystander=True)
     judged(without_stepping(rehearse(system, fault, lambda: system.submit(script), undisturbed, rng)))
 
 
@@ -223,7 +225,7 @@ def test_many_viewers_cost_the_server_no_more_than_one_and_the_training_nothing(
     judged: Callable[[Result], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with dashboard(system) as (process, port):
+    with dashboard(system) as (process, port), eyes(system) as reader:
         viewers = Viewers(port)
         try:
             viewers.come(1)
@@ -240,12 +242,16 @@ def test_many_viewers_cost_the_server_no_more_than_one_and_the_training_nothing(
 
             def kill_dashboard(scene: Scene) -> Harm:
                 harm = Harm(at_ms=now_ms())
+                scene.stack.callback(lambda: harm.shown.extend(reader.shown.values()))
                 killed_ms.append(harm.at_ms)
                 process.kill()
                 process.wait()
                 return harm
 
-            fault = Fault(id="F54", name=f"{VIEWERS} viewers, dashboard killed", inject=kill_dashboard, attempts_max=1)
+            fault = Fault(
+                id="F54", name=f"{VIEWERS} viewers, dashboard killed", inject=kill_dashboard, attempts_max=1,
+                bystander=True,
+            )  # fmt: skip
             result = rehearse(system, fault, lambda: system.submit(script), undisturbed, rng)
         finally:
             viewers.leave()

@@ -19,11 +19,13 @@ from trackside import launcher, witness
 from trackside.bus import keys
 from trackside.bus.client import connect
 from trackside.cli.faults import FAULTS, Fault
-from trackside.cli.rehearse import Baseline, Result, judge, rehearse
+from trackside.cli.rehearse import Baseline, Result, healed, judge, rehearse
 from trackside.cli.scene import Harm, Scene, frozen
 from trackside.cli.throwaway import Throwaway, now_ms
 from trackside.errors import BusDenied
 from trackside.models import Role
+from trackside.oracle import Denial
+from trackside.oracle.honesty import READER
 from trackside.processes import look
 from trackside.testing import wait_until
 
@@ -59,8 +61,6 @@ def test_a_result_that_finds_no_server_is_delivered_later(
 def test_a_dashboard_that_was_taken_over_can_write_nothing(
     system: Throwaway, script: Path, undisturbed: Baseline, rng: random.Random, judged: Callable[[Result], None]
 ) -> None:
-    done: list[str] = []
-
     def write_everywhere(scene: Scene) -> Harm:
         harm = Harm(at_ms=now_ms())
         client = connect(launcher.client_url(system.settings, "dashboard"))
@@ -75,14 +75,14 @@ def test_a_dashboard_that_was_taken_over_can_write_nothing(
         for name, write in tries.items():
             try:
                 write()
-                done.append(name)
             except BusDenied:
-                continue
+                harm.denials.append(Denial(what=name, by=READER, refused=True))
+            else:
+                harm.denials.append(Denial(what=name, by=READER, refused=False))
         return harm
 
-    fault = Fault(id="F55", name="dashboard's user writes", inject=write_everywhere, attempts_max=1)
-    result = rehearse(system, fault, lambda: system.submit(script), undisturbed, rng)
-    judged(also(result, *(f"{name} was allowed" for name in done)))
+    fault = Fault(id="F55", name="dashboard's user writes", inject=write_everywhere, attempts_max=1, bystander=True)
+    judged(rehearse(system, fault, lambda: system.submit(script), undisturbed, rng))
 
 
 @pytest.mark.chaos
@@ -96,20 +96,38 @@ def test_a_forged_job_is_refused_and_the_worker_lives(
 ) -> None:
     ran = tmp_path / "ran"
 
+    workers = {beat.slot: beat.pid for beat in system.beats(Role.WORKER)}
+
     def forge(scene: Scene) -> Harm:
         harm = Harm(at_ms=now_ms())
+        busy, told = scene.worker().slot, refusals(system)
         with redis.Redis.from_url(launcher.client_url(system.settings, "trainer")) as client:
             for slot in system.store.slots():
                 queue = Queue(f"slot-{slot.id}", connection=client, serializer="json")
                 queue.enqueue("os.system", f"touch {ran}")
                 client.lpush(f"rq:queue:slot-{slot.id}", "../../etc/passwd_1")
+        idle = [name for name in workers if name != busy]
+        wait_until(lambda: refusals(system) >= told + 2 * len(idle), 20.0, "nobody refuses what was forged")
+        living = {beat.slot: beat.pid for beat in system.beats(Role.WORKER)}
+        for name in idle:
+            harm.denials.append(
+                Denial(
+                    what=f"have {name} run a function of the system", by="trainer", refused=not ran.exists(), told=True,
+                    survived=living.get(name) == workers[name],
+                )
+            )  # fmt: skip
         return harm
 
-    before = {beat.pid for beat in system.beats(Role.WORKER)}
     fault = Fault(id="F56", name="forged job on the queues", inject=forge, attempts_max=1)
     result = rehearse(system, fault, lambda: system.submit(script), undisturbed, rng)
-    died = () if before == {beat.pid for beat in system.beats(Role.WORKER)} else ("a worker died of it",)
+    healed(system)  # the worker that was busy has met what was forged for it by then
+    died = () if workers == {beat.slot: beat.pid for beat in system.beats(Role.WORKER)} else ("a worker died of it",)
     judged(also(result, *died, *(("the forged job ran",) if ran.exists() else ())))
+
+
+def refusals(system: Throwaway) -> int:
+    """How many of RQ's jobs the workers' logs say were refused."""
+    return sum(path.read_bytes().count(b'"rq_job_refused"') for path in (system.home / "logs").glob("*.log"))
 
 
 def test_the_same_submit_twice_is_one_job(

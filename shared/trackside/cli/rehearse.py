@@ -199,7 +199,7 @@ def judge(
     beside: dict[str, Any] = {"samples": tuple(harm.samples)}
     if seen is not None:
         beside = facts(system, seen, job_id, harm.samples)
-        wanted |= dict.fromkeys(seen.beside, calm(base))
+        wanted |= dict.fromkeys(seen.beside, calm(base, fault))
         left = tuple(sorted({*left, *seen.observer.orphans}))
     history = system.ask(
         lambda: witness.read(
