@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -31,13 +31,13 @@ class Onlooker:
 
 
 @contextmanager
-def onlooker(system: Throwaway, job_id: str, submit: Callable[[], str] | None) -> Iterator[Onlooker]:
-    """Look on until the block ends; `submit` starts a bystander."""
+def onlooker(system: Throwaway, job_id: str, *, bystander: bool) -> Iterator[Onlooker]:
+    """Look on until the block ends; a bystander is the same job once more, submitted at once after it."""
+    calm_id = system.again(system.job(job_id)) if bystander else None
     before = held(system, [])
-    bystander = submit() if submit is not None else None
-    wanted = [job_id, *([bystander] if bystander is not None else [])]
+    wanted = [job_id, *([calm_id] if calm_id is not None else [])]
     with witness.observed(system.store, system.home, wanted) as observer:
-        yield Onlooker(observer=observer, before=before, bystander=bystander)
+        yield Onlooker(observer=observer, before=before, bystander=calm_id)
 
 
 def held(system: Throwaway, job_ids: list[str]) -> Holdings:

@@ -132,7 +132,7 @@ def rehearse(system: Throwaway, fault: Fault, submit: Callable[[], str], base: B
         job_id = system.again(base.job, stall_limit_s=round(base.hang_s, 3)) if fault.hangs else submit()
         spare = base.lacks(Need.SLOTS, len(system.ask(system.store.slots))) is None
         patience_s = 60.0 + _RUN_FACTOR * base.seconds + base.hang_s
-        with onlooker(system, job_id, submit if fault.bystander and spare else None) as seen:
+        with onlooker(system, job_id, bystander=fault.bystander and spare) as seen:
             await_moment(system, job_id, base, rng)
             with ExitStack() as stack:
                 harm = fault.inject(Scene(system=system, job=job_id, rng=rng, stack=stack, patience_s=patience_s))
