@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from trackside.bus import keys, streams
-from trackside.bus.client import Pipeline, WatchError
-from trackside.codec import decode, decode_fields, encode, encode_fields
-from trackside.errors import Conflict, DecodeError
+from trackside.bus.client import Pipeline
+from trackside.codec import decode_fields, encode
 from trackside.models import Attempt, Event, Job
-from trackside.slotstore import TRIES, decoded
+from trackside.slotstore import decoded, replace_hash
 from trackside.store import Store
 
 _LAST: Final = ("+", "-", "COUNT", "1")
@@ -61,8 +60,7 @@ def held(store: Store, wanted: Sequence[Wanted]) -> list[Held]:
     for each in wanted:
         raw, history = next(answers), next(answers)
         attempts = [next(answers) for _ in range(each.first, each.job.attempt + 1)]
-        job = decode_fields(Job, raw) if raw else each.job
-        found.append(Held(job=job, attempts=_attempts(attempts), history=_events(history)))
+        found.append(_held(decode_fields(Job, raw) if raw else each.job, attempts, history))
     return found
 
 
@@ -74,31 +72,26 @@ def put_back(store: Store, job_id: str, decide: Callable[[Held | None, int], Wri
     key, history = keys.job(job_id), keys.history(job_id)
     fenced = (keys.metrics(job_id), keys.output(job_id))
     reads = [("HGETALL", key), ("XRANGE", history, "-", "+"), *(("XREVRANGE", stream, *_LAST) for stream in fenced)]
-    for _ in range(TRIES):
-        with store.client.pipeline() as pipe:
-            pipe.watch(history, *fenced)
-            raw, entries, *newest, now = store.look(pipe, key, *reads)
-            job = decode_fields(Job, raw) if raw else None
-            numbers = range(1, job.attempt + 1) if job is not None else ()
-            attempts = [cast(dict[bytes, bytes], pipe.hgetall(keys.attempt(job_id, number))) for number in numbers]
-            there = (
-                Held(job=job, attempts=_attempts(attempts), history=_events(entries or [])) if job is not None else None
-            )
-            written = decide(there, now)
-            if written is None:
-                return False
-            pipe.multi()
-            _write(pipe, written)
-            for stream, last in zip(fenced, newest, strict=True):
-                number = written.held.job.attempt
-                if number and (not last or keys.parse_entry_id(last[0][0])[0] < number):
-                    pipe.xadd(stream, {"open": str(number)}, id=keys.entry_id(number, 0))
-            try:
-                pipe.execute()
-            except WatchError:
-                continue
-            return True
-    raise Conflict(f"job {job_id!r} is being written by others without a pause: try again", job=job_id)
+
+    def turn(pipe: Pipeline) -> bool:
+        pipe.watch(history, *fenced)
+        raw, entries, *newest, now = store.look(pipe, key, *reads)
+        job = decode_fields(Job, raw) if raw else None
+        numbers = range(1, job.attempt + 1) if job is not None else ()
+        attempts = [cast(dict[bytes, bytes], pipe.hgetall(keys.attempt(job_id, number))) for number in numbers]
+        written = decide(None if job is None else _held(job, attempts, entries or []), now)
+        if written is None:
+            return False
+        pipe.multi()
+        _write(pipe, written)
+        for stream, last in zip(fenced, newest, strict=True):
+            number = written.held.job.attempt
+            if number and (not last or keys.parse_entry_id(last[0][0])[0] < number):
+                pipe.xadd(stream, {"open": str(number)}, id=keys.entry_id(number, 0))
+        pipe.execute()
+        return True
+
+    return store.until_undisturbed(turn, f"job {job_id!r}", job=job_id)
 
 
 def _write(pipe: Pipeline, written: Written) -> None:
@@ -108,8 +101,7 @@ def _write(pipe: Pipeline, written: Written) -> None:
     records: list[tuple[str, Job | Attempt]] = [(keys.job(job.id), job)]
     records += [(keys.attempt(job.id, number), attempt) for number, attempt in written.held.attempts.items()]
     for key, record in records:
-        pipe.delete(key)
-        pipe.hset(key, mapping=cast(Any, encode_fields(record)))
+        replace_hash(pipe, key, record)
     pipe.delete(keys.history(job.id))
     for entry, event in written.held.history:
         pipe.xadd(keys.history(job.id), {b"d": encode(event)}, id=entry)
@@ -117,15 +109,6 @@ def _write(pipe: Pipeline, written: Written) -> None:
         streams.append_event(pipe, event)
 
 
-def _attempts(hashes: list[dict[bytes, bytes]]) -> dict[int, Attempt]:
-    return {attempt.number: attempt for attempt in decoded(Attempt, hashes)}
-
-
-def _events(entries: list[Any]) -> tuple[tuple[str, Event], ...]:
-    found: list[tuple[str, Event]] = []
-    for raw_id, fields in entries:
-        try:
-            found.append((raw_id.decode(), decode(Event, fields[b"d"])))
-        except (DecodeError, KeyError):
-            continue
-    return tuple(found)
+def _held(job: Job, attempts: list[dict[bytes, bytes]], entries: list[Any]) -> Held:
+    history = tuple((entry, event) for entry, event in streams.events_in(entries) if event is not None)
+    return Held(job=job, attempts={attempt.number: attempt for attempt in decoded(Attempt, attempts)}, history=history)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Final, TypeVar, cast
 
 from trackside.bus import keys, streams
-from trackside.bus.client import Client, Pipeline, WatchError, now_ms
+from trackside.bus.client import Client, Pipeline, WatchError
 from trackside.bus.leases import Lease
 from trackside.codec import decode_fields, encode_fields
 from trackside.errors import Conflict, DecodeError, NotFound
 from trackside.models import Breaker, Event, EventKind, Slot
 
 T = TypeVar("T")
-TRIES: Final = 50  # of one optimistic change; each loss means that another writer won
+_TRIES: Final = 50  # of one optimistic change; each loss means that another writer won
 
 
 class SlotStore:
@@ -45,71 +45,60 @@ class SlotStore:
     def register_slot(self, slot: Slot) -> None:
         """Write a slot's record; what people set on it (cordoned) stays."""
         key = keys.slot(slot.id)
-        for _ in range(TRIES):
-            with self.client.pipeline() as pipe:
-                raw, now = self.look(pipe, key, ("HGETALL", key))
-                known = decode_fields(Slot, raw) if raw else slot
-                record = replace(slot, registered_at_ms=now, cordoned=known.cordoned, cordon_reason=known.cordon_reason)
-                pipe.multi()
-                pipe.delete(key)
-                pipe.hset(key, mapping=cast(Any, encode_fields(record)))
-                pipe.sadd(keys.SLOTS, slot.id)
-                try:
-                    pipe.execute()
-                except WatchError:  # somebody cordons it at this moment
-                    continue
-                return
-        raise Conflict(f"slot {slot.id!r} is being written by others without a pause: try again", slot=slot.id)
+
+        def turn(pipe: Pipeline) -> None:
+            raw, now = self.look(pipe, key, ("HGETALL", key))
+            known = decode_fields(Slot, raw) if raw else slot
+            record = replace(slot, registered_at_ms=now, cordoned=known.cordoned, cordon_reason=known.cordon_reason)
+            pipe.multi()
+            replace_hash(pipe, key, record)
+            pipe.sadd(keys.SLOTS, slot.id)
+            pipe.execute()
+
+        self._change_slot(turn, slot.id)
 
     def retire_slot(self, slot_id: str) -> None:
         """Take a slot off the books at an orderly stop; that it is cordoned is remembered for its return."""
         key = keys.slot(slot_id)
-        for _ in range(TRIES):
-            with self.client.pipeline() as pipe:
-                (flag,) = pipe.look([key], ("HGET", key, "cordoned"))
-                cordoned = flag == b"true"
-                pipe.multi()
-                if not cordoned:
-                    pipe.delete(key)
-                pipe.srem(keys.SLOTS, slot_id)
-                try:
-                    pipe.execute()
-                except WatchError:
-                    continue
-                return
+
+        def turn(pipe: Pipeline) -> None:
+            (flag,) = pipe.look([key], ("HGET", key, "cordoned"))
+            pipe.multi()
+            if flag != b"true":
+                pipe.delete(key)
+            pipe.srem(keys.SLOTS, slot_id)
+            pipe.execute()
+
+        self._change_slot(turn, slot_id)
 
     def cordon(self, slot_id: str, *, cordoned: bool, why: str | None = None) -> Slot:
         """Take a slot out of service for new work, or put it back, which also closes its breaker; asked again: nothing.
 
         What runs on it is not touched. `why`: of an agent that does it for a broken GPU. Raises NotFound.
         """
-        key = keys.slot(slot_id)
-        for _ in range(TRIES):
-            with self.client.pipeline() as pipe:
-                pipe.watch(key, keys.breaker(slot_id))
-                raw = cast(dict[bytes, bytes], pipe.hgetall(key))
-                if not raw:
-                    raise NotFound(f"no slot {slot_id!r}: `trackside slots` lists them", slot=slot_id)
-                slot = decode_fields(Slot, raw)
-                broken = not cordoned and pipe.exists(keys.breaker(slot_id))
-                if slot.cordoned is cordoned and not broken:
-                    return slot
-                now = now_ms(pipe)
-                new = replace(slot, cordoned=cordoned, cordon_reason=why)
-                cause = "cordoned" if cordoned else "uncordoned"
-                pipe.multi()
-                pipe.hset(key, mapping=cast(Any, encode_fields(new)))
-                if why is None:
-                    pipe.hdel(key, "cordon_reason")
-                if broken:
-                    pipe.delete(keys.breaker(slot_id))
-                streams.append_event(pipe, self.slot_event(slot_id, now, cause=cause, why=why))
-                try:
-                    pipe.execute()
-                except WatchError:
-                    continue
-                return new
-        raise Conflict(f"slot {slot_id!r} is being written by others without a pause: try again", slot=slot_id)
+        key, breaker = keys.slot(slot_id), keys.breaker(slot_id)
+
+        def turn(pipe: Pipeline) -> Slot:
+            pipe.watch(breaker)
+            raw, there, now = self.look(pipe, key, ("HGETALL", key), ("EXISTS", breaker))
+            if not raw:
+                raise NotFound(f"no slot {slot_id!r}: `trackside slots` lists them", slot=slot_id)
+            slot, broken = decode_fields(Slot, raw), there and not cordoned
+            if slot.cordoned is cordoned and not broken:
+                return slot
+            new = replace(slot, cordoned=cordoned, cordon_reason=why)
+            pipe.multi()
+            pipe.hset(key, mapping=cast(Any, encode_fields(new)))
+            if why is None:
+                pipe.hdel(key, "cordon_reason")
+            if broken:
+                pipe.delete(breaker)
+            cause = "cordoned" if cordoned else "uncordoned"
+            streams.append_event(pipe, self.slot_event(slot_id, now, cause=cause, why=why))
+            pipe.execute()
+            return new
+
+        return self._change_slot(turn, slot_id)
 
     def tell_gpu(
         self, slot_id: str, *, blocked: str | None, throttled: str | None, events: Iterable[tuple[str, dict[str, Any]]]
@@ -118,26 +107,26 @@ class SlotStore:
 
         The fields have one writer, the slot's agent, and what people set on the slot is not touched.
         """
-        key = keys.slot(slot_id)
-        for _ in range(TRIES):
-            with self.client.pipeline() as pipe:
-                exists, now = self.look(pipe, key, ("EXISTS", key))
-                if not exists:
-                    return
-                pipe.multi()
-                for name, words in (("blocked", blocked), ("throttled", throttled)):
-                    if words is None:
-                        pipe.hdel(key, name)
-                    else:
-                        pipe.hset(key, name, words)
-                for cause, data in events:
-                    streams.append_event(pipe, self.slot_event(slot_id, now, cause=cause, **data))
-                try:
-                    pipe.execute()
-                except WatchError:
-                    continue
+        key, causes = keys.slot(slot_id), list(events)
+
+        def turn(pipe: Pipeline) -> None:
+            exists, now = self.look(pipe, key, ("EXISTS", key))
+            if not exists:
                 return
-        raise Conflict(f"slot {slot_id!r} is being written by others without a pause: try again", slot=slot_id)
+            pipe.multi()
+            for name, words in (("blocked", blocked), ("throttled", throttled)):
+                if words is None:
+                    pipe.hdel(key, name)
+                else:
+                    pipe.hset(key, name, words)
+            for cause, data in causes:
+                streams.append_event(pipe, self.slot_event(slot_id, now, cause=cause, **data))
+            pipe.execute()
+
+        self._change_slot(turn, slot_id)
+
+    def _change_slot(self, turn: Callable[[Pipeline], T], slot_id: str) -> T:
+        return self.until_undisturbed(turn, f"slot {slot_id!r}", slot=slot_id)
 
     def slot_event(self, slot_id: str, now: int, *, cause: str, **data: Any) -> Event:
         """An event about a slot."""
@@ -146,9 +135,10 @@ class SlotStore:
 
     def write_breaker(self, pipe: Pipeline, breaker: Breaker) -> None:
         """Put a breaker's record into the transaction that `pipe` has open; a closed one needs none."""
-        pipe.delete(keys.breaker(breaker.slot))
-        if breaker != Breaker(slot=breaker.slot):
-            pipe.hset(keys.breaker(breaker.slot), mapping=cast(Any, encode_fields(breaker)))
+        if breaker == Breaker(slot=breaker.slot):
+            pipe.delete(keys.breaker(breaker.slot))
+        else:
+            replace_hash(pipe, keys.breaker(breaker.slot), breaker)
 
     def move_breaker(self, old: Breaker | None, new: Breaker, *, cause: str, **data: Any) -> bool:
         """Write a breaker that still is `old`, with its event; returns whether it was."""
@@ -179,12 +169,31 @@ class SlotStore:
             lease.guard(answers.pop(0))
         return [*answers, seconds * 1000 + micros // 1000]
 
+    def until_undisturbed(self, turn: Callable[[Pipeline], T], what: str, **facts: Any) -> T:
+        """Run one optimistic change, which looks, writes and executes, until no other writer comes in between.
+
+        `turn` may run several times. Raises Conflict where somebody always does; `what` and `facts` name the record.
+        """
+        for _ in range(_TRIES):
+            with self.client.pipeline() as pipe:
+                try:
+                    return turn(pipe)
+                except WatchError:
+                    continue
+        raise Conflict(f"{what} is being written by others without a pause: try again", **facts)
+
     def hashes(self, names: Iterable[str]) -> list[dict[bytes, bytes]]:
         """These hashes as they are, in one round trip."""
         with self.client.pipeline(transaction=False) as pipe:
             for name in names:
                 pipe.hgetall(name)
             return cast(list[dict[bytes, bytes]], pipe.execute())
+
+
+def replace_hash(pipe: Pipeline, key: str, record: Any) -> None:
+    """Put a whole record into the transaction that `pipe` has open, and nothing of what stood there."""
+    pipe.delete(key)
+    pipe.hset(key, mapping=cast(Any, encode_fields(record)))
 
 
 def decoded(kind: type[T], hashes: list[dict[bytes, bytes]]) -> list[T]:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
 from trackside.bus import keys, streams
-from trackside.bus.client import Pipeline, WatchError
-from trackside.codec import decode_fields, encode_fields
-from trackside.errors import Conflict, Fenced, IllegalTransition, InvalidJob, NotFound, ServerBehind
+from trackside.bus.client import Pipeline
+from trackside.codec import decode_fields
+from trackside.errors import Fenced, IllegalTransition, InvalidJob, NotFound, ServerBehind
 from trackside.models import (
     Attempt,
     AttemptState,
@@ -28,7 +28,7 @@ from trackside.models import (
     Slot,
 )
 from trackside.retry import at_once
-from trackside.slotstore import TRIES, SlotStore, decoded
+from trackside.slotstore import SlotStore, decoded, replace_hash
 
 _PART_BYTES: Final = 256 * 1024
 CHECKPOINTS_KEPT: Final = 10  # names on the record; the run decides how many directories it keeps
@@ -107,35 +107,31 @@ class Store(SlotStore):
         if snapshot is not None and spec.snapshot is not None:
             self.client.set(keys.snapshot(spec.snapshot), snapshot, nx=True)
         key = keys.job(job_id)
-        for _ in range(TRIES):
-            with self.client.pipeline() as pipe:
-                parents = [("EXISTS", keys.job(parent)) for parent in spec.after]
-                raw, *there, now = self.look(pipe, key, ("HGETALL", key), *parents)
-                if raw:
-                    return decode_fields(Job, raw)
-                for parent, found in zip(spec.after, there, strict=True):
-                    if not found:
-                        raise NotFound(
-                            f"no job {parent!r} to wait for: `trackside ls --all` lists the jobs", job=parent
-                        )
-                job = Job(
-                    id=job_id, name=name, state=JobState.QUEUED, spec=spec, created_at_ms=now, changed_at_ms=now,
-                    detail=_waits(spec), checkpoints=checkpoints,
-                )  # fmt: skip
-                facts = {"retry_of": spec.retry_of, "from": checkpoints[0].name if checkpoints else None}
-                event = Event(
-                    kind=EventKind.SUBMITTED, at_ms=now, job=job_id, new=job.state, by=self._by, cause="submitted",
-                    data={name: value for name, value in facts.items() if value is not None},
-                )  # fmt: skip
-                pipe.multi()
-                pipe.zadd(keys.JOBS, {job_id: now})
-                self._write(pipe, Change(job=job, events=(event,)))
-                try:
-                    pipe.execute()
-                except WatchError:
-                    continue
-                return job
-        raise Conflict(f"job {job_id!r} is being written by others without a pause: try again", job=job_id)
+        parents = [("EXISTS", keys.job(parent)) for parent in spec.after]
+
+        def turn(pipe: Pipeline) -> Job:
+            raw, *there, now = self.look(pipe, key, ("HGETALL", key), *parents)
+            if raw:
+                return decode_fields(Job, raw)
+            for parent, found in zip(spec.after, there, strict=True):
+                if not found:
+                    raise NotFound(f"no job {parent!r} to wait for: `trackside ls --all` lists the jobs", job=parent)
+            job = Job(
+                id=job_id, name=name, state=JobState.QUEUED, spec=spec, created_at_ms=now, changed_at_ms=now,
+                detail=_waits(spec), checkpoints=checkpoints,
+            )  # fmt: skip
+            facts = {"retry_of": spec.retry_of, "from": checkpoints[0].name if checkpoints else None}
+            event = Event(
+                kind=EventKind.SUBMITTED, at_ms=now, job=job_id, new=job.state, by=self._by, cause="submitted",
+                data={name: value for name, value in facts.items() if value is not None},
+            )  # fmt: skip
+            pipe.multi()
+            pipe.zadd(keys.JOBS, {job_id: now})
+            self._write(pipe, Change(job=job, events=(event,)))
+            pipe.execute()
+            return job
+
+        return self.until_undisturbed(turn, f"job {job_id!r}", job=job_id)
 
     def cancel(self, job_id: str) -> Job:
         """Ask for a job's end: at once where nothing runs, else by its worker. A finished job refuses."""
@@ -369,23 +365,21 @@ class Store(SlotStore):
     ) -> Job:
         key = keys.job(job_id)
         reads = [("HGETALL", key), *([("HGETALL", keys.attempt(job_id, number))] if number is not None else [])]
-        for _ in range(TRIES):
-            with self.client.pipeline() as pipe:
-                raw, *more, now = self.look(pipe, key, *reads)
-                if not raw:
-                    raise NotFound(f"no job {job_id!r}: `trackside ls` lists the jobs", job=job_id)
-                job = decode_fields(Job, raw)
-                change = decide(job, more[0] if more else {}, now)
-                if change is None:
-                    return job
-                pipe.multi()
-                self._write(pipe, change)
-                try:
-                    pipe.execute()
-                except WatchError:
-                    continue
-                return change.job
-        raise Conflict(f"job {job_id!r} is being written by others without a pause: try again", job=job_id)
+
+        def turn(pipe: Pipeline) -> Job:
+            raw, *more, now = self.look(pipe, key, *reads)
+            if not raw:
+                raise NotFound(f"no job {job_id!r}: `trackside ls` lists the jobs", job=job_id)
+            job = decode_fields(Job, raw)
+            change = decide(job, more[0] if more else {}, now)
+            if change is None:
+                return job
+            pipe.multi()
+            self._write(pipe, change)
+            pipe.execute()
+            return change.job
+
+        return self.until_undisturbed(turn, f"job {job_id!r}", job=job_id)
 
     def moved(
         self,
@@ -412,6 +406,19 @@ class Store(SlotStore):
         )  # fmt: skip
         return Change(job=new, events=(event,))
 
+    def tell(self, cause: str, **data: Any) -> None:
+        """Write a note that is about no one job; raises Conflict where a lease is to be held and is not."""
+
+        facts = {name: value for name, value in data.items() if value is not None}
+
+        def turn(pipe: Pipeline) -> None:
+            (now,) = self.look(pipe, keys.LEADER)
+            pipe.multi()
+            streams.append_event(pipe, Event(kind=EventKind.NOTE, at_ms=now, cause=cause, by=self._by, data=facts))
+            pipe.execute()
+
+        self.until_undisturbed(turn, "the lease")
+
     def job_event(self, job: Job, kind: EventKind, now: int, *, cause: str | None = None, **data: Any) -> Event:
         """An event about a job's newest attempt."""
         facts = {name: value for name, value in data.items() if value is not None}
@@ -421,13 +428,13 @@ class Store(SlotStore):
 
     def _write(self, pipe: Pipeline, change: Change) -> None:
         job = change.job
-        _replace_hash(pipe, keys.job(job.id), job)
+        replace_hash(pipe, keys.job(job.id), job)
         if job.state.terminal:
             pipe.srem(keys.LIVE_JOBS, job.id)
         else:
             pipe.sadd(keys.LIVE_JOBS, job.id)
         if change.attempt is not None:
-            _replace_hash(pipe, keys.attempt(job.id, change.attempt.number), change.attempt)
+            replace_hash(pipe, keys.attempt(job.id, change.attempt.number), change.attempt)
         for event in change.events:
             streams.append_event(pipe, event)
         if change.also is not None:
@@ -463,8 +470,3 @@ def _inherited(old: Job) -> tuple[CheckpointRef, ...]:
     return tuple(
         replace(found, attempt=0, job=found.job or old.id) for _, found in sorted(newest.items(), reverse=True)
     )
-
-
-def _replace_hash(pipe: Pipeline, key: str, record: Job | Attempt) -> None:
-    pipe.delete(key)
-    pipe.hset(key, mapping=cast(Any, encode_fields(record)))

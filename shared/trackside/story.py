@@ -55,6 +55,9 @@ RULES: Final = {
     "worker gone": "its worker has left, and nobody reported the attempt's end",
     "never claimed": "its worker lives, and did not take it in time",
     "worker replaced": "another worker serves the slot, and nobody reported the attempt's end",
+    "server is older": "somebody has a newer attempt of it than the server knows, and no ledger tells of it",
+    "server came back older": "events or attempts that were seen are not on the server any more",
+    "records rebuilt": "the server lacked what the supervisor's ledger has of the job",
     "not carried": "its worker is done with it, and the server has lost the report of its end",
 }
 # Those that use up a retry.

@@ -21,6 +21,8 @@ from integration.test_supervisor import (
     WANTED,
     Trainer,
     all_over,
+    everything,
+    replay_all,
     submit_all,
     working,
 )
@@ -34,7 +36,8 @@ from trackside.store import Store
 from trackside.testing import wait_until
 from trackside_supervisor import crashpoints
 from trackside_supervisor.keeper import SureLease
-from trackside_supervisor.rebuild import REBUILT
+from trackside_supervisor.rebuild import BEGUN, REBUILT
+from trackside_supervisor.standstill import OLDER
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -112,6 +115,9 @@ def test_a_supervisor_killed_in_the_middle_of_a_rebuild_is_followed_by_one_that_
     wait_until(lambda: until_reachable(lambda: all_back(client, jobs), limit_s=20), 20, "not every job came back")
 
     assert {job_id: state_of(store, job_id) for job_id in jobs} == before
+    made = replay_all(everything(store))
+    assert made[BEGUN] >= 1, "nothing says why the records were rebuilt"
+    assert made[REBUILT] == len(jobs)
     assert [notes(client, job_id) for job_id in jobs] == [1] * len(jobs)
     assert {job_id: store.job(job_id).state for job_id in WANTED} == WANTED
     assert store.live_job_ids() == ["waits"]
@@ -169,12 +175,13 @@ def test_without_a_ledger_a_job_that_a_worker_has_more_of_is_left_alone_and_said
 
     carrying()
     supervisors.start()
-    wait_until(lambda: carrying() and "server is older" in causes(client, "j"), 20, "the supervisor says nothing")
+    wait_until(lambda: carrying() and OLDER in causes(client, "j"), 20, "the supervisor says nothing")
     store.submit("k", "k", SPEC)
     wait_until(lambda: carrying() and store.job("k").attempt == 1, 20, "other jobs are not given out any more")
 
     assert (store.job("j").state, store.job("j").attempt) == (JobState.RUNNING, 1), "it was decided about"
-    assert causes(client, "j").count("server is older") == 1
+    assert causes(client, "j").count(OLDER) == 1
+    assert replay_all(everything(store))[OLDER] == 1
 
 
 def causes(client: Client, job_id: str) -> list[str | None]:

@@ -125,13 +125,13 @@ def test_whatever_the_server_fell_back_to_the_ledgers_records_come_back(ours: in
     else:
         assert merged is not None
         assert merged.held == at(ours)
-        assert (merged.lost_events, merged.more, merged.asked) == (ours - theirs, (), ())
+        assert (merged.gap.lost_events, merged.more, merged.asked) == (ours - theirs, (), ())
 
 
 def test_a_job_that_the_server_lost_comes_back_whole() -> None:
     merged = merge(at(9), None)
     assert merged is not None
-    assert (merged.held, merged.lost_events) == (at(9), 9)
+    assert (merged.held, merged.gap.lost_events) == (at(9), 9)
 
 
 def since(base: int, *events: tuple[str, Event], **changes: Any) -> Held:

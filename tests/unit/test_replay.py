@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 import pytest
@@ -28,7 +28,7 @@ from trackside.models import (
     Role,
     Slot,
 )
-from trackside_supervisor import breaker, parents, placement, watch
+from trackside_supervisor import breaker, older, parents, placement, rebuild, standstill, watch
 from trackside_supervisor.replay import differs, replay
 
 NOW: Final = 1_000_000
@@ -107,6 +107,32 @@ def of_parents(states: dict[str, JobState | None]) -> Event:
     )  # fmt: skip
 
 
+def noted(cause: str, inputs: dict[str, Any], **data: Any) -> Event:
+    return Event(kind=EventKind.NOTE, at_ms=NOW, job="j", cause=cause, by=BY, data={**data, "inputs": inputs})
+
+
+def left_alone(**facts: Any) -> Event:
+    known = standstill.Facts(**facts)
+    inputs = {name: value for name, value in asdict(known).items() if value is not None}
+    return noted(standstill.OLDER, inputs, **standstill.told(known))
+
+
+def came_back_older(**facts: Any) -> Event:
+    look = older.Look(
+        **{"seen": "5-0", "still_there": True, "first": "1-0", "events": 9, "known": {}, "there": {}, **facts}
+    )
+    assert older.judge(look) is older.Verdict.OLDER
+    return noted(rebuild.BEGUN, look.inputs())
+
+
+def rebuilt(**facts: Any) -> Event:
+    gap = older.Gap(**facts)
+    return noted(rebuild.REBUILT, asdict(gap), there=gap.theirs, lost_events=gap.lost_events)
+
+
+MANY: Final = {f"j{number}": 2 for number in range(30)}
+
+
 def a_beat(pid: int, job: str | None) -> Beat:
     return Beat(role=Role.WORKER, name="s", host="h", pid=pid, started_at_ms=0, at_ms=0, slot="s", job=job)
 
@@ -125,6 +151,14 @@ DECISIONS: dict[str, Callable[[], Event]] = {
     "parents that succeeded": lambda: of_parents({"a": JobState.SUCCEEDED, "b": JobState.SUCCEEDED}),
     "a parent that failed": lambda: of_parents({"a": JobState.RUNNING, "b": JobState.FAILED}),
     "a parent that is gone": lambda: of_parents({"a": None}),
+    "a worker that carries more than the server knows": lambda: left_alone(there=1, carried=2),
+    "a folder of more than the server knows": lambda: left_alone(there=0, carried=None, on_disk=3),
+    "events that are gone": lambda: came_back_older(still_there=False),
+    "attempts that are gone": lambda: came_back_older(known=MANY, there={**MANY, "j7": 1, "j9": None}),
+    "a server without anything": lambda: came_back_older(known=MANY, there=dict.fromkeys(MANY), first=None, events=0),
+    "a job that is gone": lambda: rebuilt(ours=2, lost_events=9),
+    "an attempt that is gone": lambda: rebuilt(ours=2, theirs=1, lost_events=4),
+    "history that is gone": lambda: rebuilt(ours=2, theirs=2, lost_events=1),
     "a backoff that is over": lambda: Event(
         kind=EventKind.TRANSITION, at_ms=NOW, job="j", cause="backoff over", old=JobState.WAITING,
         new=JobState.QUEUED, by=BY, data={"retry_at_ms": NOW},
@@ -147,8 +181,28 @@ FORGED: dict[str, tuple[str, dict[str, Any]]] = {
     "a self-test": ("a self-test", {"openings": 7}),
     "a parent that failed": ("a parent that failed", {"parent": "a"}),
     "a backoff that is over": ("a backoff that is over", {"retry_at_ms": NOW + 1}),
+    "a server that knows enough": (
+        "a worker that carries more than the server knows",
+        {"inputs": {"there": 2, "carried": 2}},
+    ),
+    "another attempt": ("a folder of more than the server knows", {"given": 4}),
+    "a server that has all": (
+        "events that are gone",
+        {"inputs": {"seen": "5-0", "still_there": True, "events": 9, "known": {}, "there": {}}},
+    ),
+    "a job that lacks nothing": ("a job that is gone", {"inputs": {"ours": 2, "theirs": 2}}),
+    "a job that was led on": (
+        "history that is gone",
+        {"inputs": {"ours": 2, "theirs": 2, "lost_events": 1, "led_on": True}},
+    ),
     "parents that succeeded": ("parents that succeeded", {"parents": {"a": "running"}}),
 }
+
+
+def test_a_verdict_names_few_jobs_and_is_reached_by_them_again() -> None:
+    event = came_back_older(known=MANY, there=dict.fromkeys(MANY))
+    assert len(event.data["inputs"]["known"]) == 10
+    assert differs(event) is None
 
 
 @pytest.mark.parametrize("name", FORGED)
@@ -163,6 +217,8 @@ def test_a_supervisors_decision_without_inputs_is_told_and_others_events_are_not
     assert "no inputs" in (differs(bare) or "")
     assert differs(replace(bare, by="worker:h-cpu0")) is None
     assert differs(replace(bare, kind=EventKind.NOTE)) is None
+    for cause in (standstill.OLDER, rebuild.BEGUN, rebuild.REBUILT, parents.SUCCEEDED):
+        assert "no inputs" in (differs(replace(bare, kind=EventKind.NOTE, cause=cause)) or "")
 
 
 slots = st.lists(

@@ -1,47 +1,26 @@
 """The supervisor's pure core in a small world with a clock of its own: whatever happens, in whatever order.
 
-The world holds records as the bus does and changes them as the store does; hypothesis chooses what happens. Every
-decision is the product's own: placement, silence, recovery.
+The world (`supervisor_world.py`) holds records as the bus does and changes them as the store does; hypothesis chooses
+what happens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from trackside.models import (
-    ACTIVE,
-    Attempt,
-    AttemptState,
-    Beat,
-    CheckpointRef,
-    Failure,
-    Job,
-    JobSpec,
-    JobState,
-    Outcome,
-    Program,
-    Reason,
-    Role,
-    Slot,
-)
-from trackside_supervisor import placement
-from trackside_supervisor.placement import free_slots, place
-from trackside_supervisor.recovery import HOST_FAULTS, MAX_HOST_FAULTS, Decision, Policy, decide, replay
-from trackside_supervisor.watch import Facts, Limits, Sight, judge, lost
+from supervisor_world import POISON_AFTER, TTL_MS, World
+from trackside.models import ACTIVE, AttemptState, Failure, Job, JobState, Outcome, Reason
+from trackside_supervisor.recovery import MAX_HOST_FAULTS, MAX_ROLLBACKS, SELFTEST
 
 F = TypeVar("F", bound=Callable[..., Any])
-TTL_MS: Final = 4000
-LIMITS: Final = Limits(margin_ms=1000, claim_ms=9000)
-POISON_AFTER: Final = 3
 CRASHES: Final = (
     Reason.KILLED, Reason.USER_ERROR, Reason.STALLED, Reason.CUDA_ERROR, Reason.OOM_HOST, Reason.GPU_LOST,
-    Reason.PREEMPTED,
+    Reason.PREEMPTED, Reason.FENCED, Reason.TIMEOUT,
 )  # fmt: skip
 
 
@@ -50,184 +29,83 @@ def has(state: AttemptState) -> Callable[[F], F]:
     return precondition(lambda self: bool(self.able(state)))
 
 
-class Core(RuleBasedStateMachine):
-    """Two slots, a few jobs, one clock."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now_ms = 1_000_000
-        self.jobs: dict[str, Job] = {}
-        self.attempts: dict[tuple[str, int], Attempt] = {}
-        self.slots = [Slot(id=f"h{n}-cpu0", host=f"h{n}", kind="cpu", storage="disk") for n in range(2)]
-        self.pids = {slot.id: 100 + n for n, slot in enumerate(self.slots)}
-        self.deadlines = {slot.id: self.now_ms + TTL_MS for slot in self.slots}
-        self.began_ms = dict.fromkeys(self.pids, 0)
-        self.silent: set[str] = set()
-        self.ends: dict[str, list[JobState]] = {}
-        self.not_before_ms: dict[str, int] = {}
-        self.jitter = 1.0
-        self.steps: dict[str, int] = {}
-
-    # -- what the store does ---------------------------------------------------------------------------------------
-
-    def move(self, job: Job, state: JobState, **fields: Any) -> None:
-        assert job.state.may_become(state), f"{job.state} -> {state}"
-        if state.terminal:
-            self.ends.setdefault(job.id, []).append(state)
-        self.jobs[job.id] = replace(job, state=state, **{"retry_at_ms": None, **fields})
-
-    def current(self, job: Job) -> Attempt | None:
-        return self.attempts.get((job.id, job.attempt))
-
-    def end(self, job: Job, outcome: Outcome) -> None:
-        attempt = self.current(job)
-        assert attempt is not None
-        if attempt.state is not AttemptState.ENDED:
-            self.attempts[job.id, job.attempt] = replace(attempt, state=AttemptState.ENDED, outcome=outcome)
-            self.jobs[job.id] = replace(job, slot=None, reason=outcome.reason)
-
-    # -- what the supervisor does ----------------------------------------------------------------------------------
-
-    def tick(self) -> None:
-        beats = {f"{Role.WORKER}:{slot.id}": self.beat(slot) for slot in self.slots}
-        deadlines = {f"{Role.WORKER}:{slot}": at for slot, at in self.deadlines.items()}
-        sight = Sight(now_ms=self.now_ms, deadlines=deadlines, beats=beats, clear=True)
-        for job_id in sorted(self.jobs):
-            self.settle(self.jobs[job_id], sight)
-        alive = {name: beat for name, beat in beats.items() if deadlines[name] >= self.now_ms}
-        live = [job for job in self.jobs.values() if not job.state.terminal]
-        for job, slot, inputs in place(live, free_slots(self.slots, live, alive)):
-            assert placement.replay(inputs) == (job.id, slot.id)
-            self.assign(job, slot)
-
-    def beat(self, slot: Slot) -> Beat | None:
-        if self.deadlines[slot.id] < self.now_ms:
-            return None
-        carried = next((job.id for job in self.jobs.values() if job.slot == slot.id and job.state in ACTIVE), None)
-        return Beat(
-            role=Role.WORKER, name=slot.id, host=slot.host, pid=self.pids[slot.id],
-            started_at_ms=self.began_ms[slot.id], at_ms=0,
-            slot=slot.id, job=carried,
-        )  # fmt: skip
-
-    def settle(self, job: Job, sight: Sight) -> None:
-        if job.state is JobState.WAITING:
-            if self.now_ms >= (job.retry_at_ms or 0):
-                self.move(job, JobState.QUEUED)
-            return
-        attempt = self.current(job)
-        if attempt is None or (job.slot is None and job.state not in ACTIVE):
-            return
-        loss = lost(job, attempt, sight, LIMITS)
-        if loss is not None:
-            assert judge(Facts.from_inputs(loss.inputs)) == loss
-            self.end(job, loss.outcome)
-        job, attempt = self.jobs[job.id], self.attempts[job.id, job.attempt]
-        if attempt.state is AttemptState.ENDED and job.state in ACTIVE and job.slot is None:
-            self.conclude(job, attempt)
-
-    def conclude(self, job: Job, attempt: Attempt) -> None:
-        policy = Policy(poison_after=POISON_AFTER, backoff_s=lambda n: self.jitter * min(300.0, 2.0 * 2 ** (n - 1)))
-        before = self.attempts.get((job.id, attempt.number - 1))
-        decision = decide(job, attempt, before, policy, self.now_ms)
-        self.check_decision(job, attempt, decision)
-        fields = {
-            "failures": decision.failures, "barren": decision.barren, "host_faults": decision.host_faults,
-            "retry_at_ms": decision.retry_at_ms,
-        }  # fmt: skip
-        self.move(job, decision.state, **fields)
-        if decision.retry_at_ms is not None:
-            self.not_before_ms[job.id] = decision.retry_at_ms
-
-    def check_decision(self, job: Job, attempt: Attempt, decision: Decision) -> None:
-        again = replay(decision.inputs, self.now_ms)
-        assert (again.state, again.rule, again.retry_at_ms) == (decision.state, decision.rule, decision.retry_at_ms)
-        assert attempt.outcome is not None
-        if decision.retry_at_ms is not None:
-            row = job.host_faults if decision.inputs["struck"] else job.barren + 1
-            assert 0 <= decision.retry_at_ms - self.now_ms <= 2000 * 2 ** (row - 1), "beyond the backoff's envelope"
-        if attempt.outcome.reason in HOST_FAULTS and job.state is JobState.RUNNING:
-            assert decision.failures == job.failures, "a host's fault used up a retry"
-            at_once = decision.inputs["progressed"] or not decision.inputs["struck"] or job.host_faults == 0
-            assert (decision.state is JobState.QUEUED) == at_once
-        if job.state is JobState.CANCELLING:
-            assert decision.state in (JobState.CANCELLED, JobState.SUCCEEDED)
-
-    def assign(self, job: Job, slot: Slot) -> None:
-        assert self.now_ms >= self.not_before_ms.get(job.id, 0), "a retry before its backoff was over"
-        number = job.attempt + 1
-        self.jobs[job.id] = replace(job, attempt=number, slot=slot.id)
-        self.attempts[job.id, number] = Attempt(
-            job=job.id, number=number, state=AttemptState.ASSIGNED, slot=slot.id, host=slot.host,
-            assigned_at_ms=self.now_ms,
-        )  # fmt: skip
-
-    # -- what happens ----------------------------------------------------------------------------------------------
+class Core(World, RuleBasedStateMachine):
+    """What may happen to the world, and what holds of it whatever does."""
 
     @initialize(jitter=st.floats(0.0, 1.0))
     def begin(self, jitter: float) -> None:
         self.jitter = jitter
 
-    @precondition(lambda self: len(self.jobs) < 4)
-    @rule(retries=st.integers(0, 4), priority=st.sampled_from(["high", "normal", "low"]))
-    def submit(self, retries: int, priority: Any) -> None:
-        job_id = f"job-{len(self.jobs)}"
-        spec = JobSpec(program=Program(kind="script", target="t.py"), retries=retries, priority=priority)
-        self.jobs[job_id] = Job(
-            id=job_id, name=job_id, state=JobState.QUEUED, spec=spec, created_at_ms=self.now_ms,
-            changed_at_ms=self.now_ms,
-        )  # fmt: skip
+    @precondition(lambda self: len(self.submitted()) < 4)
+    @rule(data=st.data(), retries=st.integers(0, 4), priority=st.sampled_from(["high", "normal", "low"]))
+    def submit(self, data: st.DataObject, retries: int, priority: Any) -> None:
+        there = self.submitted()
+        after = data.draw(st.lists(st.sampled_from(there), unique=True, max_size=2)) if there else []
+        self.put(f"job-{len(there)}", retries=retries, priority=priority, after=tuple(after))
 
-    @rule(ms=st.sampled_from([10, 100, 1000, 3000]))
-    def time_passes(self, ms: int) -> None:
+    @rule(ms=st.sampled_from([10, 100, 1000, 3000]), claims=st.booleans())
+    def time_passes(self, ms: int, claims: bool) -> None:
+        self.pass_time(ms)
+        for job in self.able(AttemptState.ASSIGNED) if claims else ():
+            self.claim_of(job)
+
+    def pass_time(self, ms: int) -> None:
         self.now_ms += ms
         for slot in self.slots:
             if slot.id not in self.silent:
                 self.deadlines[slot.id] = self.now_ms + TTL_MS
         self.tick()
 
-    @has(AttemptState.ASSIGNED)
-    @rule(data=st.data())
-    def claim(self, data: st.DataObject) -> None:
-        self.do_claim(self.pick(data, AttemptState.ASSIGNED))
-
-    def do_claim(self, job: Job) -> None:
-        attempt = self.current(job)
-        assert attempt is not None
-        self.attempts[job.id, job.attempt] = replace(
-            attempt, state=AttemptState.RUNNING, worker_pid=self.pids[attempt.slot], started_at_ms=self.now_ms
-        )
-        if job.state is JobState.QUEUED:
-            self.move(job, JobState.RUNNING)
+    @rule(clear=st.booleans())
+    def sight(self, clear: bool) -> None:
+        """The supervisor loses sight of everybody, or has seen clearly for long enough again."""
+        self.clear = clear
 
     @has(AttemptState.RUNNING)
-    @rule(data=st.data())
-    def save(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), steps=st.sampled_from([1, 10]))
+    def save(self, data: st.DataObject, steps: int) -> None:
         """A newer checkpoint is accepted."""
         job = self.pick(data, AttemptState.RUNNING)
-        step = self.steps[job.id] = self.steps.get(job.id, 0) + 10
-        ref = CheckpointRef(name=f"step-{step}", step=step, attempt=job.attempt, digest="d", storage="disk")
-        self.jobs[job.id] = replace(job, checkpoints=(ref, *job.checkpoints)[:3], failures=0, barren=0, host_faults=0)
+        self.steps[job.id] = self.steps.get(job.id, 0) + steps
+        self.accept(job, self.steps[job.id])
 
     @has(AttemptState.RUNNING)
-    @rule(data=st.data(), reason=st.sampled_from(CRASHES), step=st.integers(0, 2))
-    def crash(self, data: st.DataObject, reason: Reason, step: int) -> None:
+    @rule(data=st.data(), reason=st.sampled_from(CRASHES), step=st.integers(0, 2), stranger=st.booleans())
+    def crash(self, data: st.DataObject, reason: Reason, step: int, stranger: bool) -> None:
         job = self.pick(data, AttemptState.RUNNING)
         failure = Failure(type="ValueError", message="x") if reason is Reason.USER_ERROR else None
-        self.end(job, Outcome(reason=reason, failure=failure, last_step=step))
+        stranger = stranger and reason is Reason.PREEMPTED
+        self.end(job, Outcome(reason=reason, failure=failure, last_step=step, stranger=stranger))
+
+    @has(AttemptState.RUNNING)
+    @rule(data=st.data(), clean=st.integers(2, 9), saved=st.sets(st.sampled_from([-1, 0, 1])))
+    def diverge(self, data: st.DataObject, clean: int, saved: set[int]) -> None:
+        """Its loss is no number from some step on, and it may have saved around it."""
+        job = self.pick(data, AttemptState.RUNNING)
+        bad_step = self.steps.get(job.id, 0) + clean
+        for step in sorted(bad_step + offset for offset in saved):
+            self.steps[job.id] = step
+            self.accept(self.jobs[job.id], step)
+        self.end(self.jobs[job.id], Outcome(reason=Reason.DIVERGED, bad_step=bad_step, last_step=bad_step + 2))
 
     @precondition(lambda self: bool(self.live()))
-    @rule(data=st.data(), times=st.integers(1, 6))
-    def crash_again_and_again(self, data: st.DataObject, times: int) -> None:
-        """A program that dies whenever it is started, before it has saved anything."""
+    @rule(
+        data=st.data(), times=st.integers(1, 8),
+        end=st.sampled_from([
+            Outcome(reason=Reason.KILLED), Outcome(reason=Reason.GPU_LOST),
+            Outcome(reason=Reason.PREEMPTED, stranger=True), Outcome(reason=Reason.DIVERGED, bad_step=10),
+        ]),
+    )  # fmt: skip
+    def end_again_and_again(self, data: st.DataObject, times: int, end: Outcome) -> None:
+        """A program that ends in this way whenever it is started, before it has saved anything."""
         job_id = data.draw(st.sampled_from(self.live())).id
-        for _ in range(times * 4):
+        for _ in range(times * 3):
             job = self.jobs[job_id]
             attempt = self.current(job)
             if attempt is not None and attempt.state is AttemptState.ASSIGNED and attempt.slot not in self.silent:
-                self.do_claim(job)
-                self.end(self.jobs[job_id], Outcome(reason=Reason.KILLED))
-            self.time_passes(3000)
+                self.claim_of(job)
+                self.end(self.jobs[job_id], end)
+            self.pass_time(max(1000, (self.jobs[job_id].retry_at_ms or 0) - self.now_ms))
 
     @has(AttemptState.RUNNING)
     @rule(data=st.data())
@@ -265,13 +143,14 @@ class Core(RuleBasedStateMachine):
         job = data.draw(st.sampled_from(self.live()))
         runs = job.slot is not None
         if wish == "cancel" and job.state not in (JobState.CANCELLING, JobState.CANCELLED):
+            self.paused.pop(job.id, None)
             self.move(job, JobState.CANCELLING if runs or job.state in ACTIVE else JobState.CANCELLED)
         elif wish == "pause" and not runs and job.state.may_become(JobState.PAUSED) and job.state not in ACTIVE:
             self.move(job, JobState.PAUSED)
         elif wish == "pause" and runs and job.state is JobState.RUNNING:
             self.move(job, JobState.PAUSING)
         elif wish == "resume" and job.state is JobState.PAUSED:
-            self.move(job, JobState.QUEUED)
+            self.resume(job)
 
     def pick(self, data: st.DataObject, state: AttemptState) -> Job:
         return data.draw(st.sampled_from(self.able(state)))
@@ -289,6 +168,9 @@ class Core(RuleBasedStateMachine):
 
     def live(self) -> list[Job]:
         return [job for job in self.jobs.values() if not job.state.terminal]
+
+    def submitted(self) -> list[str]:
+        return [job.id for job in self.jobs.values() if job.spec.program != SELFTEST]
 
     # -- what always holds -----------------------------------------------------------------------------------------
 
@@ -312,32 +194,40 @@ class Core(RuleBasedStateMachine):
         assert not [job.id for job in self.jobs.values() if job.state.terminal and job.slot is not None]
 
     @invariant()
-    def no_more_barren_attempts_than_allowed(self) -> None:
-        assert all(job.barren <= POISON_AFTER for job in self.jobs.values())
-        assert all(job.host_faults <= MAX_HOST_FAULTS for job in self.jobs.values())
+    def nothing_is_tried_for_ever(self) -> None:
+        for job in self.jobs.values():
+            assert job.barren <= POISON_AFTER
+            assert job.host_faults <= MAX_HOST_FAULTS
+            assert job.rollbacks <= MAX_ROLLBACKS
+
+    @invariant()
+    def a_paused_job_changes_by_a_wish_only(self) -> None:
+        for job_id, as_it_was in self.paused.items():
+            assert self.jobs[job_id] == as_it_was
 
     def teardown(self) -> None:
         """Left alone, everything comes to an end: no job is stuck, whatever happened before."""
         self.silent.clear()
+        self.clear = True
         for _ in range(60):
-            if all(job.state.terminal for job in self.jobs.values()):
+            if not self.live():
                 return
-            self.time_passes(10_000)
-            for job in list(self.jobs.values()):
+            self.pass_time(10_000)
+            for job in self.live():
                 attempt = self.current(job)
                 if job.state is JobState.PAUSED:
-                    self.move(job, JobState.QUEUED)
+                    self.resume(job)
                 elif attempt is not None and attempt.state is AttemptState.ASSIGNED:
-                    self.do_claim(job)
+                    self.claim_of(job)
                 elif attempt is None or attempt.worker_pid != self.pids[attempt.slot]:
                     continue  # nobody is left who could report it
                 elif attempt.state is AttemptState.RUNNING:
                     self.end(job, Outcome(reason=Reason.SUCCEEDED))
-        stuck = [f"{job.id} {job.state} {self.current(job)}" for job in self.jobs.values() if not job.state.terminal]
+        stuck = [f"{job.id} {job.state} {self.current(job)}" for job in self.live()]
         assert not stuck, f"stuck: {stuck}"
 
 
 Core.TestCase.settings = settings(
-    max_examples=300, stateful_step_count=80, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=200, stateful_step_count=80, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestCore = Core.TestCase

@@ -145,7 +145,7 @@ class Actions:
             if decision.retry_at_ms is not None:
                 fields["retry_at_ms"] = decision.retry_at_ms
             if decision.rollback_to is not None:
-                fields |= _rolled_back(now_job, decision)
+                fields |= rolled_back(now_job, decision)
             change = self._store.moved(
                 now_job, decision.state, now_ms, cause=decision.rule, detail=decision.detail, inputs=decision.inputs,
                 **fields,
@@ -218,7 +218,7 @@ class Actions:
             self._log.warning(cause.replace(" ", "_"), slot=new.slot, **facts)
 
 
-def _rolled_back(job: Job, decision: Decision) -> dict[str, Any]:
+def rolled_back(job: Job, decision: Decision) -> dict[str, Any]:
     """The record's fields after a going back: the checkpoints after it are not resumed from any more."""
     to_step, inputs = decision.rollback_to or 0, decision.inputs
     kept = tuple(checkpoint for checkpoint in job.checkpoints if checkpoint.step <= to_step)

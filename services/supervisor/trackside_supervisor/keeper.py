@@ -108,7 +108,7 @@ class Keeper:
         verdict = older.judge(look)
         self._new = ledger.cursor is None
         if verdict is Verdict.OLDER:
-            Rebuild(self._client, self._store, ledger, self._renew).run()
+            Rebuild(self._client, self._store, ledger, self._renew).run(look)
         if ledger.cursor is None or verdict is not Verdict.WHOLE:  # a replica's clock may give smaller ids than before
             self._take_all(ledger)
         else:  # also where it was open: what a read that was asked again brought was not noted

@@ -7,9 +7,9 @@ that events which were seen on it are gone, or that an attempt's number was give
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 from trackside.bus import keys
 from trackside.codec import encode
@@ -18,6 +18,7 @@ from trackside.restoring import Held
 
 CANCEL, PAUSE, RESUME = "cancel requested", "pause requested", "resume requested"
 _ASKED: Final = (CANCEL, PAUSE, RESUME)
+_SHOWN: Final = 10  # jobs that are named in what a verdict was reached by
 
 
 class Verdict(Enum):
@@ -39,6 +40,42 @@ class Look:
     known: Mapping[str, int]  # of the jobs that had not ended when they were last seen
     there: Mapping[str, int | None]
 
+    def inputs(self) -> dict[str, Any]:
+        """What the verdict is reached by, to be recorded: of the jobs only such as show that something is missing."""
+        behind = [job_id for job_id, number in self.known.items() if _behind(self.there.get(job_id), number)]
+        shown = {
+            name: {job_id: of[job_id] for job_id in behind[:_SHOWN] if job_id in of}
+            for name, of in (("known", self.known), ("there", self.there))
+        }
+        return {"seen": self.seen, "still_there": self.still_there, "first": self.first, "events": self.events, **shown}
+
+    @classmethod
+    def from_inputs(cls, inputs: Mapping[str, Any]) -> Look:
+        """The look that was recorded."""
+        return cls(
+            seen=inputs.get("seen"),
+            still_there=inputs["still_there"],
+            first=inputs.get("first"),
+            events=inputs["events"],
+            known=inputs["known"],
+            there=inputs["there"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gap:
+    """What the server lacks of one job. A new fact needs a default."""
+
+    ours: int  # the newest attempt that the ledger knows
+    theirs: int | None = None  # that the server knows; None: it does not know the job
+    lost_events: int = 0  # of its history
+    led_on: bool = False  # another supervisor has decided about it on that server since
+
+    @classmethod
+    def from_inputs(cls, inputs: Mapping[str, Any]) -> Gap:
+        """The gap that was recorded; what a later version added is passed over."""
+        return cls(**{each.name: inputs[each.name] for each in fields(cls) if inputs.get(each.name) is not None})
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Merged:
@@ -46,15 +83,14 @@ class Merged:
 
     held: Held
     more: tuple[Event, ...]  # of the server's own since it came back, in order, after the history
-    lost_events: int
+    gap: Gap
     asked: tuple[tuple[str, str], ...] = ()  # what, and by whom
 
 
 def judge(look: Look) -> Verdict:
     """Compare what was seen with what is there."""
     for job_id, number in look.known.items():
-        there = look.there.get(job_id)
-        if there is None or there < number:
+        if _behind(look.there.get(job_id), number):
             return Verdict.OLDER
     if look.seen is None or look.still_there or order(look.seen) == (0, 0):
         return Verdict.WHOLE
@@ -62,6 +98,17 @@ def judge(look: Look) -> Verdict:
     if look.first is not None and order(look.first) > order(look.seen) and look.events >= keys.EVENTS_MAXLEN:
         return Verdict.TRIMMED
     return Verdict.OLDER
+
+
+def _behind(there: int | None, number: int) -> bool:
+    return there is None or there < number
+
+
+def is_whole(gap: Gap) -> bool:
+    """Whether the server's own records of a job stand: they lack nothing, or have been led on from."""
+    if gap.theirs is None or gap.theirs < gap.ours:
+        return False
+    return gap.lost_events == 0 or gap.led_on
 
 
 def ahead(there: Mapping[str, int | None], carried: Iterable[tuple[str, int]]) -> dict[str, int]:
@@ -80,16 +127,17 @@ def merge(ours: Held, theirs: Held | None) -> Merged | None:
     claimed or ended, a checkpoint, what people asked for.
     """
     if theirs is None:
-        return Merged(held=_whole(ours), more=(), lost_events=len(ours.history))
-    there = {encode(event) for _, event in theirs.history}
-    lost = sum(encode(event) not in there for _, event in ours.history)
-    if not lost and theirs.job.attempt >= ours.job.attempt:
-        return None
-    here = {encode(event) for _, event in ours.history}
+        gap = Gap(ours=ours.job.attempt, lost_events=len(ours.history))
+        return Merged(held=_whole(ours), more=(), gap=gap)
+    there, here = ({encode(event) for _, event in side.history} for side in (theirs, ours))
     extra = [event for _, event in theirs.history if encode(event) not in here]
-    if theirs.job.attempt >= ours.job.attempt and any(_decided(event) for event in extra):
-        return None  # it has been led on from there by another supervisor: its own word stands
-    return _with(_whole(ours), theirs, extra, lost)
+    gap = Gap(
+        ours=ours.job.attempt,
+        theirs=theirs.job.attempt,
+        lost_events=sum(encode(event) not in there for _, event in ours.history),
+        led_on=any(_decided(event) for event in extra),
+    )
+    return None if is_whole(gap) else _with(_whole(ours), theirs, extra, gap)
 
 
 def _whole(ours: Held) -> Held:
@@ -104,7 +152,7 @@ def _whole(ours: Held) -> Held:
     return replace(ours, attempts={**ours.attempts, number: made})
 
 
-def _with(held: Held, theirs: Held, extra: list[Event], lost: int) -> Merged:
+def _with(held: Held, theirs: Held, extra: list[Event], gap: Gap) -> Merged:
     job, attempts = held.job, dict(held.attempts)
     number = job.attempt
     told = [(event.kind, event.attempt, event.cause, event.data) for _, event in held.history]
@@ -137,7 +185,7 @@ def _with(held: Held, theirs: Held, extra: list[Event], lost: int) -> Merged:
                 continue
         more.append(event)
     merged = replace(held, job=job, attempts=attempts)
-    return Merged(held=merged, more=tuple(more), lost_events=lost, asked=tuple(asked))
+    return Merged(held=merged, more=tuple(more), gap=gap, asked=tuple(asked))
 
 
 def _decided(event: Event) -> bool:

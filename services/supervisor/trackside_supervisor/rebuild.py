@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any, Final, cast
 
 from trackside import logs
@@ -22,7 +23,9 @@ from trackside_supervisor import older
 from trackside_supervisor.crashpoints import here
 from trackside_supervisor.ledger import Kept, Ledger
 
+BEGUN: Final = "server came back older"
 REBUILT: Final = "records rebuilt"
+_BEGUN_TEXT: Final = "the server has less than it had: the records are rebuilt from the supervisor's ledger"
 _PAGE: Final = 500
 
 
@@ -33,10 +36,11 @@ class Rebuild:
         self._client, self._store, self._ledger, self._renew = client, store, ledger, renew
         self._log = logs.get()
 
-    def run(self) -> None:
-        """Write back all that the server lacks. Raises Conflict when the lease is lost."""
+    def run(self, look: older.Look) -> None:
+        """Write back all that the server lacks, as `look` has shown. Raises Conflict when the lease is lost."""
         ledger = self._ledger
         self._log.error("server_is_older", seen=ledger.cursor, jobs=len(ledger.jobs))
+        self._store.tell(BEGUN, level="error", text=_BEGUN_TEXT, inputs=look.inputs())
         here("before rebuild")
         rebuilt = 0
         for kept in sorted(ledger.jobs.values(), key=lambda kept: kept.job.created_at_ms):
@@ -63,8 +67,7 @@ class Rebuild:
             if merged is None:
                 return None
             asked = merged.asked
-            note = self._told(merged, theirs, now)
-            return Written(held=merged.held, more=(*merged.more, note))
+            return Written(held=merged.held, more=(*merged.more, self._told(merged, now)))
 
         if not put_back(self._store, job_id, decide):
             return False
@@ -72,14 +75,14 @@ class Rebuild:
         self._ask_again(job_id, asked)
         return True
 
-    def _told(self, merged: older.Merged, theirs: Held | None, now: int) -> Event:
-        job = merged.held.job
-        lost = f"{merged.lost_events} of its {len(merged.held.history)} events"
-        had = "without this job" if theirs is None else f"with attempt {theirs.job.attempt} of it and without {lost}"
+    def _told(self, merged: older.Merged, now: int) -> Event:
+        job, gap = merged.held.job, merged.gap
+        lost = f"{gap.lost_events} of its {len(merged.held.history)} events"
+        had = "without this job" if gap.theirs is None else f"with attempt {gap.theirs} of it and without {lost}"
         text = f"the server came back {had}; the records were rebuilt from the ledger, attempt {job.attempt}"
         return self._store.job_event(
-            job, EventKind.NOTE, now, cause=REBUILT, level="warning", text=text, lost_events=merged.lost_events,
-            attempts=len(merged.held.attempts), there=theirs.job.attempt if theirs is not None else None,
+            job, EventKind.NOTE, now, cause=REBUILT, level="warning", text=text, lost_events=gap.lost_events,
+            attempts=len(merged.held.attempts), there=gap.theirs, inputs=asdict(gap),
         )  # fmt: skip
 
     def _ask_again(self, job_id: str, asked: tuple[tuple[str, str], ...]) -> None:

@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from trackside.models import Event, EventKind, JobState, Reason, Role
-from trackside_supervisor import breaker, parents, placement, recovery, watch
+from trackside_supervisor import breaker, older, parents, placement, rebuild, recovery, standstill, watch
 
 # Kinds of event by which the supervisor tells a decision; what it submits are self-tests, told by their breaker.
 _DECISIONS: Final = frozenset({EventKind.TRANSITION, EventKind.ASSIGNED, EventKind.ENDED, EventKind.SLOT})
+# Those that move nothing yet are notes.
+_NOTED: Final = frozenset({parents.SUCCEEDED, standstill.OLDER, rebuild.BEGUN, rebuild.REBUILT})
 
 
 def differs(event: Event) -> str | None:
@@ -21,7 +23,8 @@ def differs(event: Event) -> str | None:
         return None
     made = replay(event)
     if made is None:
-        return f"{event.kind} {event.cause!r} has no inputs to make it again from" if event.kind in _DECISIONS else None
+        decides = event.kind in _DECISIONS or (event.kind is EventKind.NOTE and event.cause in _NOTED)
+        return f"{event.kind} {event.cause!r} has no inputs to make it again from" if decides else None
     told = {"cause": event.cause, "job": event.job, "new": event.new, **event.data}
     other = {name: value for name, value in made.items() if told.get(name) != value}
     words = ", ".join(f"{name} {value!r}, not {told.get(name)!r}" for name, value in other.items())
@@ -53,6 +56,21 @@ def _replay_move(event: Event) -> dict[str, Any] | None:
     return None
 
 
+def _replay_note(event: Event, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    match event.cause:
+        case standstill.OLDER:
+            again = standstill.told(standstill.Facts.from_inputs(inputs))
+            return {"cause": standstill.OLDER if again else None, **again}
+        case rebuild.BEGUN:
+            verdict = older.judge(older.Look.from_inputs(inputs))
+            return {"cause": rebuild.BEGUN if verdict is older.Verdict.OLDER else None}
+        case rebuild.REBUILT:
+            gap = older.Gap.from_inputs(inputs)
+            cause = None if older.is_whole(gap) else rebuild.REBUILT
+            return {"cause": cause, "there": gap.theirs, "lost_events": gap.lost_events}
+    return None
+
+
 def _replay_placement(event: Event, inputs: Mapping[str, Any]) -> dict[str, Any]:
     job, slot = placement.replay(inputs) or (None, None)
     return {"job": job, "slot": slot}
@@ -74,7 +92,8 @@ def _replay_breaker(event: Event, inputs: Mapping[str, Any]) -> dict[str, Any]:
     return told if after.until_ms is None else {**told, "until_ms": after.until_ms}
 
 
-_OF_KIND: Final[dict[EventKind, Callable[[Event, Mapping[str, Any]], dict[str, Any]]]] = {
+_OF_KIND: Final[dict[EventKind, Callable[[Event, Mapping[str, Any]], dict[str, Any] | None]]] = {
+    EventKind.NOTE: _replay_note,
     EventKind.ASSIGNED: _replay_placement,
     EventKind.ENDED: _replay_loss,
     EventKind.SLOT: _replay_breaker,

@@ -8,8 +8,9 @@ second time. It is said once each time it is found, and people decide.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from trackside import logs
 from trackside.bus import keys
@@ -22,6 +23,35 @@ from trackside_supervisor.watch import Sight
 OLDER: Final = "server is older"
 _TODO: Final = "restore the server's data from a backup, or cancel the job and submit it again"
 _NAMED: Final = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """What shows that the server is behind of a job: numbers of attempts. A new fact needs a default."""
+
+    there: int  # the newest that the server knows
+    carried: int | None = None  # by a living worker
+    on_disk: int | None = None  # with a folder on the supervisor's host, where there was no ledger
+
+    @classmethod
+    def from_inputs(cls, inputs: Mapping[str, Any]) -> Facts:
+        """The facts in a recorded note's inputs; what a later version added is passed over."""
+        return cls(**{each.name: inputs[each.name] for each in fields(cls) if inputs.get(each.name) is not None})
+
+
+def judge(facts: Facts) -> int | None:
+    """The attempt that was given out and that the server does not know; None: it knows all that there is."""
+    given = max(facts.carried or 0, facts.on_disk or 0)
+    return given if given > facts.there else None
+
+
+def told(facts: Facts) -> dict[str, Any]:
+    """What is told of a job that is left alone; nothing where it is not."""
+    given = judge(facts)
+    if given is None:
+        return {}
+    text = f"the server knows attempt {facts.there} only, and attempt {given} was given out: nothing is done; {_TODO}"
+    return {"given": given, "text": text}
 
 
 class Standstill:
@@ -57,18 +87,26 @@ class Standstill:
         found = ahead(there, [*carried, *on_disk])
         for job_id, number in found.items():
             if self._told.get(job_id) != number:
-                self._tell(job_id, there.get(job_id), number)
+                newest = max((number for each, number in carried if each == job_id), default=None)
+                facts = Facts(there=there.get(job_id) or 0, carried=newest, on_disk=dict(on_disk).get(job_id))
+                self._tell(job_id, facts, known=there.get(job_id) is not None)
         self._told = found
         return {job_id for job_id in found if job_id in jobs and jobs[job_id].state is not JobState.CANCELLING}
 
-    def _tell(self, job_id: str, there: int | None, number: int) -> None:
-        self._log.error("server_is_older", job=job_id, attempt=number, known=there, todo=_TODO)
-        if there is None:
+    def _tell(self, job_id: str, facts: Facts, *, known: bool) -> None:
+        there = facts.there if known else None
+        self._log.error("server_is_older", job=job_id, attempt=judge(facts), known=there, todo=_TODO)
+        if not known:
             return
-        text = f"the server knows attempt {there} only, and attempt {number} was given out: nothing is done; {_TODO}"
 
-        def turn(job: Job, now_ms: int) -> Change:
-            event = self._store.job_event(job, EventKind.NOTE, now_ms, cause=OLDER, level="error", text=text)
+        def turn(job: Job, now_ms: int) -> Change | None:
+            now = replace(facts, there=job.attempt)
+            if judge(now) is None:  # it has come back meanwhile
+                return None
+            inputs = {name: value for name, value in asdict(now).items() if value is not None}
+            event = self._store.job_event(
+                job, EventKind.NOTE, now_ms, cause=OLDER, level="error", inputs=inputs, **told(now)
+            )
             return Change(job=job, events=(event,))
 
         try:

@@ -7,7 +7,7 @@ makes it refuse every older attempt, and an entry sent twice is refused the seco
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import Any, Final, TypeVar, cast
 
@@ -145,14 +145,12 @@ def read_events(client: Client, after: str, *, block_s: float, count: int = 500)
     """Events after an id, waiting up to `block_s` for the first; None for one that cannot be read."""
     block_ms = max(1, int(block_s * 1000))
     answer = cast(Any, client.xread({keys.EVENTS: after}, count=count, block=block_ms))
-    found: list[tuple[str, Event | None]] = []
-    for _, entries in answer or []:
-        for raw_id, fields in entries:
-            try:
-                found.append((raw_id.decode(), decode(Event, fields[_DATA])))
-            except (DecodeError, KeyError):
-                found.append((raw_id.decode(), None))
-    return found
+    return [each for _, entries in answer or [] for each in events_in(entries)]
+
+
+def events_in(entries: Iterable[Any]) -> list[tuple[str, Event | None]]:
+    """The events in a stream's raw entries, with their ids; None for one that cannot be read."""
+    return [(raw_id.decode(), _decoded(Event, fields)) for raw_id, fields in entries]
 
 
 def add_sample(client: Client, host: str, sample: dict[str, Any]) -> None:
@@ -192,15 +190,13 @@ def read_news(
 
 def newest_events(client: Client, count: int) -> list[tuple[str, Event | None]]:
     """The last events, oldest first; None for one that cannot be read."""
-    entries = cast(list[Any], client.xrevrange(keys.EVENTS, count=count))
-    return [(raw_id.decode(), _decoded(Event, fields)) for raw_id, fields in reversed(entries)]
+    return events_in(reversed(cast(list[Any], client.xrevrange(keys.EVENTS, count=count))))
 
 
 def read_history(client: Client, job_id: str, after: str, *, count: int = 500) -> list[tuple[str, Event | None]]:
     """A page of a job's events after an id ("-": from the first); None for one that cannot be read."""
     start = after if after == "-" else f"({after}"
-    entries = cast(list[Any], client.xrange(keys.history(job_id), min=start, count=count))
-    return [(raw_id.decode(), _decoded(Event, fields)) for raw_id, fields in entries]
+    return events_in(cast(list[Any], client.xrange(keys.history(job_id), min=start, count=count)))
 
 
 def output_tail(client: Client, job_id: str, number: int, *, count: int) -> list[tuple[str, bytes]]:
