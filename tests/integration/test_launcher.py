@@ -1,0 +1,87 @@
+"""The launcher's watch over one service, with real processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from trackside import launcher as launcher_module
+from trackside.config import Settings
+from trackside.launcher import Launcher, Service
+from trackside.testing import wait_until
+
+CAP_S = 0.6
+INTENSITY = 3
+
+
+def told(logs: list[MutableMapping[str, Any]], event: str) -> list[MutableMapping[str, Any]]:
+    return [line for line in logs if line["event"] == event]
+
+
+def runs(service: Service) -> bool:
+    return service.process is not None
+
+
+def let_end(service: Service) -> None:
+    if service.process is not None:
+        service.process.wait()
+        service.ended()
+
+
+@pytest.fixture
+def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launcher:
+    monkeypatch.setattr(launcher_module, "_RESTART_MAX_S", CAP_S)
+    settings = Settings(home=tmp_path, restart_intensity=INTENSITY, restart_period_s=60, backoff_first_s=0.01)
+    return Launcher(settings, slots="cpu:1", dashboard=False)
+
+
+@pytest.fixture
+def dying(tmp_path: Path) -> Service:
+    argv = [sys.executable, "-c", "raise SystemExit(3)"]
+    return Service(name="trainer", argv=argv, env=dict(os.environ), log_path=tmp_path / "trainer.log", grace_s=1)
+
+
+def test_a_service_that_keeps_dying_is_told_and_waits_the_longest_wait(launcher: Launcher, dying: Service) -> None:
+    with capture_logs() as logs:
+
+        def keeps_dying() -> bool:
+            launcher._watch_service(dying)
+            return bool(told(logs, "service_keeps_dying"))
+
+        wait_until(keeps_dying, 30, "it is started again and again, and nobody says so")
+        died_s = time.monotonic()
+        deaths = told(logs, "service_died")
+        assert [death["status"] for death in deaths] == [3] * (INTENSITY + 1)
+        assert deaths[-1]["restart_in_s"] == CAP_S > max(death["restart_in_s"] for death in deaths[:-1])
+        assert not runs(dying)
+
+        def again() -> bool:
+            launcher._watch_service(dying)
+            return runs(dying)
+
+        wait_until(again, 30, "it is not started any more")
+        assert time.monotonic() - died_s >= CAP_S * 0.9, "it did not wait"
+        let_end(dying)
+
+
+def test_a_service_whose_deaths_lie_back_is_started_soon(launcher: Launcher, dying: Service) -> None:
+    dying.deaths_s = [time.monotonic() - 61] * 50
+    dying.start()
+    with capture_logs() as logs:
+
+        def died() -> bool:
+            launcher._watch_service(dying)
+            return bool(told(logs, "service_died"))
+
+        wait_until(died, 30, "it does not die")
+    assert told(logs, "service_keeps_dying") == []
+    assert told(logs, "service_died")[0]["restart_in_s"] < CAP_S
+    assert len(dying.deaths_s) == 1
+    let_end(dying)
