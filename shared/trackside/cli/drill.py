@@ -180,7 +180,7 @@ def _run(console: Console, home: Path, plan: _Plan, submit: Callable[[Throwaway]
             with console.status(f"{fault.id} {fault.name} …"):
                 result = rehearse(system, fault, lambda: system.again(base.job), base, rng)
             report.results.append(result)
-            console.print(f"  {fault.id:<5} {fault.name:<36} {verdict(result)}")
+            console.print(f"  {fault.id:<5} {fault.name:<38} {verdict(result)}")
             for line in told(result):
                 console.print(f"        {line}", style="dim" if result.not_applicable else "yellow", markup=False)
     console.print(table(report.results))

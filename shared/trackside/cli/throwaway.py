@@ -114,7 +114,7 @@ class Throwaway:
                 raise ServerError(f"{job_id} ended {job.state} ({job.detail}) before step {step} was seen")
             return None
 
-        beat = wait_until(reached, limit_s, f"{job_id} did not reach step {step}")
+        beat = wait_until(reached, limit_s, f"{job_id} did not reach step {step}", every_s=0.03)
         assert beat is not None  # noqa: S101 -- wait_until returns true values only
         return beat
 
