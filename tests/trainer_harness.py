@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -57,8 +57,10 @@ class Trainer:
         *,
         slots: str = "cpu:1",
         settings: Mapping[str, float | str] = MappingProxyType({}),
+        within: Sequence[str] = (),
     ) -> None:
-        self.home, self.urls, self.slots = home, dict(urls), slots
+        """`within` is put before the agent's command, and ends by executing it."""
+        self.home, self.urls, self.slots, self.within = home, dict(urls), slots, within
         self.settings = {"profile": "test", "stop_grace_s": 10, **settings}
         self.client = connect(urls["supervisor"], command_limit_s=5.0)
         self.store = Store(self.client, by="supervisor:test")
@@ -84,7 +86,7 @@ class Trainer:
         env |= {"TRACKSIDE_REDIS_URL": self.urls["trainer"]}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "trackside_trainer", self.slots], env=env, stdout=log, stderr=log
+                [*self.within, sys.executable, "-m", "trackside_trainer", self.slots], env=env, stdout=log, stderr=log
             )
         wait_until(self.ready, START_LIMIT_S, "the trainer did not start: " + str(self.log))
         return self

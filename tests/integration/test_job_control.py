@@ -138,6 +138,27 @@ def test_a_script_that_cannot_pause_runs_on_and_says_why(store: Store) -> None:
         store.refuse_pause("j", 2, "of one that this server never gave out")
 
 
+def test_a_pause_that_is_still_awaited_can_be_taken_back(store: Store) -> None:
+    started(store)
+    store.pause("j")
+    assert store.resume("j").state is JobState.RUNNING
+    assert store.resume("j").state is JobState.RUNNING
+    causes = [event.cause for _, event in streams.history(store.client, "j") if event.new is not None]
+    assert causes[-2:] == ["pause requested", "resume requested"]
+    store.end_attempt("j", 1, Outcome(reason=Reason.PAUSED))  # it had obeyed by then, and goes on at once
+    assert moved(store, "j", JobState.QUEUED).slot is None
+
+
+def test_a_job_s_running_time_is_that_of_its_processes(store: Store) -> None:
+    started(store)
+    job = store.end_attempt("j", 1, Outcome(reason=Reason.PREEMPTED, ran_ms=1500))
+    assert job.ran_ms == 1500
+    moved(store, "j", JobState.QUEUED)
+    store.assign("j", SLOT, push_nothing)
+    store.claim("j", 2, worker_pid=11)
+    assert store.end_attempt("j", 2, Outcome(reason=Reason.PREEMPTED, ran_ms=0)).ran_ms == 1500
+
+
 def paused_with_checkpoints(store: Store) -> Job:
     started(store)
     for step in (10, 20, 30):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trackside.errors import ConfigurationError
-from trackside.sdk.page import Command, ControlPage, Phase
+from trackside.sdk.page import OUTCOMES, Command, ControlPage, End, Phase
 
 
 def test_the_words_stand_where_the_contract_says(tmp_path: Path) -> None:
@@ -19,10 +19,13 @@ def test_the_words_stand_where_the_contract_says(tmp_path: Path) -> None:
     before_ns = time.monotonic_ns()
     page.boundary(7)
     page.total, page.first, page.phase, page.accepted = 100, 3, Phase.SAVING, 6
+    page.saves = True
+    page.refuse(1, 28)
+    page.end = End(outcome="diverged", bad_step=5, early=True)
     words = struct.unpack("16q", path.read_bytes())
 
     assert words[:6] == (0x545253, 2, 7, 100, 3, 2)
-    assert words[8] == 6
+    assert words[8:] == (6, 1, 1, 1, 28, 7, 5, 1)
     assert before_ns <= words[6] <= time.monotonic_ns()
 
 
@@ -30,6 +33,30 @@ def test_a_fresh_page_knows_nothing(tmp_path: Path) -> None:
     page = ControlPage.create(tmp_path / "page")
     assert (page.command, page.completed, page.total, page.first) == (Command.NONE, 0, None, None)
     assert (page.phase, page.boundary_ns, page.accepted) == (Phase.STARTING, None, None)
+
+
+def test_a_refusal_is_of_what_was_asked_then_and_of_nothing_since() -> None:
+    page = ControlPage.in_memory()
+    page.command = Command.PAUSE
+    seen = [page.refused]
+    page.refuse(page.asks, 0)
+    seen.append(page.refused)
+    for command in (Command.NONE, Command.PAUSE):
+        page.command = command
+        seen.append(page.refused)
+    assert seen == [None, 0, None, None]
+
+
+def test_every_end_has_its_number_and_one_that_is_not_known_is_none(tmp_path: Path) -> None:
+    page = ControlPage.create(tmp_path / "page")
+    assert page.end is None
+    for name in OUTCOMES:
+        page.end = End(outcome=name)
+        assert ControlPage.open(tmp_path / "page").end == End(outcome=name)
+    raw = bytearray((tmp_path / "page").read_bytes())
+    raw[13 * 8 : 14 * 8] = struct.pack("q", len(OUTCOMES) + 1)
+    (tmp_path / "page").write_bytes(raw)
+    assert ControlPage.open(tmp_path / "page").end is None
 
 
 def test_both_sides_see_each_other(tmp_path: Path) -> None:

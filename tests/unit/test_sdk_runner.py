@@ -16,7 +16,7 @@ import pytest
 from trackside.errors import ConfigurationError
 from trackside.sdk.context import AttemptContext, Program, ProgramKind, ResumePoint
 from trackside.sdk.journal import JournalReader
-from trackside.sdk.page import Command, ControlPage, Phase
+from trackside.sdk.page import Command, ControlPage, End, Phase
 from trackside.testing import wait_until
 
 LIMIT_S = 30.0
@@ -260,6 +260,31 @@ def test_sigterm_stops_at_the_next_boundary_for_the_reason_on_the_page(attempts:
     assert attempt.end()[0] == 75
     assert attempt.outcome == "cancelled"
     assert attempt.records("end")[0]["s"] == len(attempt.records("m"))
+
+
+def test_a_sigterm_that_comes_after_its_wish_was_taken_back_stops_nothing(attempts: Attempts) -> None:
+    attempt = attempts.script(
+        "import pathlib, time, trackside\n"
+        "for step in trackside.init().steps(60):\n"
+        "    while step == 4 and not pathlib.Path('go').exists():\n"
+        "        time.sleep(0.01)\n"
+        "print('all')\n"
+    )
+    wait_until(lambda: attempt.page.completed >= 3, LIMIT_S, "the attempt never made three steps")
+    attempt.page.command = Command.PAUSE
+    attempt.page.command = Command.NONE
+    assert attempt.process is not None
+    attempt.process.send_signal(signal.SIGTERM)
+    (attempts.root / "work" / "go").touch()
+    assert attempt.end() == (0, "all\n", "")
+
+
+def test_the_page_tells_the_end_as_the_journal_does(attempts: Attempts) -> None:
+    for text in ("", "raise MemoryError", "raise ValueError", "import sys; sys.exit(3)"):
+        attempt = attempts.script(text)
+        attempt.end()
+        assert attempt.outcome is not None
+        assert attempt.page.end == End(outcome=attempt.outcome)
 
 
 def test_sigterm_stops_an_unmodified_script_at_once_and_sigint_is_left_to_the_worker(attempts: Attempts) -> None:

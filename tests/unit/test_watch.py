@@ -144,6 +144,7 @@ def test_a_slot_is_free_only_with_a_living_worker_that_takes_work_and_no_job() -
     assert free_slots([replace(SLOT, blocked="process 7 holds its GPU")], [], alive) == []
     assert free_slots([SLOT], [], {"worker:h-cpu0": None}) == []
     assert free_slots([SLOT], [], {"worker:h-cpu0": a_beat(stopping=True)}) == []
+    assert free_slots([SLOT], [], {"worker:h-cpu0": replace(a_beat(), blocked="its disk is full")}) == []
 
 
 def test_a_slot_of_a_host_whose_agent_stops_is_given_nothing_while_its_worker_does_not_know_yet() -> None:

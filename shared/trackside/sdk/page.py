@@ -30,7 +30,7 @@ MAGIC: Final = 0x545253
 _COMMAND, _COMPLETED, _TOTAL, _FIRST, _PHASE, _BOUNDARY, _OPENED, _ACCEPTED = range(1, 9)
 _ASKS, _SAVES, _REFUSED, _TROUBLE, _OUTCOME, _BAD_STEP, _EARLY = range(9, 16)
 # By their place, from 1, so a name is never moved or taken out.
-_OUTCOMES: Final = (
+OUTCOMES: Final = (
     *("succeeded", "user_error", "oom_gpu", "oom_host", "cuda_error", "invalid_job", "diverged"),
     *("preempted", "paused", "cancelled", "fenced"),
 )
@@ -169,16 +169,16 @@ class ControlPage:
     def end(self) -> End | None:
         """How the attempt ended; None while it runs, and where it died."""
         code = self._words[_OUTCOME]
-        if not 0 < code <= len(_OUTCOMES):
+        if not 0 < code <= len(OUTCOMES):
             return None
         bad_step = self._words[_BAD_STEP] or None
-        return End(outcome=_OUTCOMES[code - 1], bad_step=bad_step, early=bool(self._words[_EARLY]))
+        return End(outcome=OUTCOMES[code - 1], bad_step=bad_step, early=bool(self._words[_EARLY]))
 
     @end.setter
     def end(self, value: End) -> None:
         self._words[_BAD_STEP] = value.bad_step or 0
         self._words[_EARLY] = value.early
-        self._words[_OUTCOME] = _OUTCOMES.index(value.outcome) + 1
+        self._words[_OUTCOME] = OUTCOMES.index(value.outcome) + 1
 
     @property
     def completed(self) -> int:
