@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -301,3 +302,9 @@ def test_a_look_at_one_job_says_nothing_of_the_others() -> None:
     grown = replace(partial, entries={JOB: {1: 3, 2: 1}})
     found = verdict(replace(WHOLE, samples=(*LOOKS, grown))).violations
     assert {violation.rule for violation in found} == {"I3 closed streams do not grow"}
+
+
+def test_the_documentation_tells_of_each_invariant() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "architecture.md").read_text()
+    told = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| I")]
+    assert told == list(INVARIANTS)
