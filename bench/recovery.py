@@ -31,6 +31,7 @@ from system import TRAIN, System, another_host, host_pids, running_system, send
 from trackside import processes
 from trackside.bus import beats, streams
 from trackside.bus.client import now_ms
+from trackside.clock import since_boot_s
 from trackside.models import Beat, EventKind, Role
 from trackside.testing import wait_until
 
@@ -139,7 +140,7 @@ def began_ms(pid: int) -> float:
     """When a process began, by this machine's clock, to a hundredth of a second."""
     ticks = processes.start_time(pid)
     assert ticks is not None, f"process {pid} is gone"
-    return time.time() * 1000 - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")) * 1000
+    return time.time() * 1000 - (since_boot_s() - ticks / os.sysconf("SC_CLK_TCK")) * 1000
 
 
 def _beats(system: System) -> list[Beat]:

@@ -1,6 +1,6 @@
 """A job's records written back as a whole, to a server that has lost them or has older ones.
 
-The one place besides `store.py` that writes them, under the same guard: the job's key and the leader's lease are
+The one place besides the store that writes them, under the same guard: the job's key and the leader's lease are
 watched, and so are its streams, since a trainer goes on writing to them meanwhile.
 """
 

@@ -334,6 +334,7 @@ def test_a_stale_leaders_act_is_refused_even_where_the_job_would_still_allow_it(
         os.kill(old.pid, signal.SIGCONT)
         wait_until(lambda: beats_of(client, old.pid), 5, "the old leader did not come back to watching")
         assert store.job("j").attempt == 0, "the stale leader gave the job to a slot"
+        assert [event.data["pid"] for event in everything(store) if event.cause == service.LEADS] == [old.pid, new.pid]
         store.cordon(SLOT.id, cordoned=False)
         wait_until(lambda: store.job("j").state is JobState.SUCCEEDED, 10, "its successor does nothing")
     assert store.job("j").attempt == 1

@@ -33,6 +33,7 @@ from trackside_supervisor.placement import free_slots, place
 from trackside_supervisor.standstill import Standstill
 from trackside_supervisor.watch import Limits, Sight, lost
 
+LEADS = "leads"  # the note by which a leader says that from here on it decides
 _FORGET_S = 600.0  # `ps` shows the silent for this long
 _RESYNC_S = 1.0  # a full read of the live jobs, in case an event was missed
 
@@ -62,6 +63,7 @@ class Supervisor:
         self._started_at_ms = self._clock.wall_ms()
         self._beat_due_s = self._lease_due_s = self._resync_due_s = self._tend_due_s = 0.0
         self._sight = ClearSight(settings.beat_ttl_s, settings.silent_margin_s)
+        self._leads_anew = False  # and has not said so yet
         self._stop = False
 
     def stop(self, *_: int | FrameType | None) -> None:
@@ -118,6 +120,9 @@ class Supervisor:
     def _compare(self, now_s: float) -> None:
         """See that the server has all that it had; after a rebuild everybody is heard out before silence is judged."""
         verdict = self._keeper.settle()
+        if self._leads_anew:
+            self._store.tell(LEADS, host=self._host, pid=os.getpid(), ledger="new" if self._keeper.is_new else "kept")
+            self._leads_anew = False
         if verdict is None:
             return
         if verdict is Verdict.OLDER:
@@ -134,6 +139,7 @@ class Supervisor:
         if self.lease.hold() and not held_before:
             self._log.info("leads")
             self._cursor = None
+            self._leads_anew = True
         return self.lease.held
 
     def _beat(self, now_s: float, leads: bool) -> None:

@@ -7,13 +7,13 @@ events, which come late when many keys have a TTL.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, cast
 
 from trackside.bus import keys
 from trackside.bus.client import Client, Pipeline, now_ms
+from trackside.clock import since_boot_s
 from trackside.codec import decode, encode
 from trackside.errors import DecodeError
 from trackside.models import Beat, Role
@@ -97,5 +97,4 @@ def _started_at_ms(beat: Beat, server_ahead_ms: int) -> int:
 
 
 def _since_boot_ms() -> int:
-    """A clock that no one sets, and that goes on while the machine sleeps."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+    return int(since_boot_s() * 1000)
