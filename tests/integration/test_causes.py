@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,9 +21,11 @@ import pytest
 import redis
 
 from trackside.bus.acl import USERS
-from trackside.models import Job, Program, Reason
+from trackside.bus.client import now_ms
+from trackside.models import AttemptState, Job, Program, Reason
 from trackside.server import EmbeddedServer
 from trackside.testing import wait_until
+from trackside_trainer import stuck
 from trackside_trainer.ending import loader_was_killed
 from trackside_trainer.shipping import end_record
 from trainer_harness import Trainer, steps_script
@@ -251,3 +254,21 @@ def test_a_script_that_is_asked_to_stop_when_it_is_done_anyway_has_succeeded(tra
     preempt(trainer, job)
     assert trainer.ended(job, 20).reason is Reason.SUCCEEDED
     wait_until(lambda: trainer.worker_pid() != worker, 10, "no new worker")
+
+
+def test_a_slot_takes_no_work_while_an_earlier_attempt_s_process_cannot_be_ended(trainer: Trainer) -> None:
+    """One that merely lives stands for it, since no test can make one that hangs in the kernel."""
+    with subprocess.Popen(["sleep", "600"]) as hanging:
+        stuck.note(trainer.home, "box-cpu0", [hanging.pid])
+        wait_until(
+            lambda: (beat := trainer.beat()) and f"(pid {hanging.pid})" in (beat.blocked or ""), 10, "it is not told"
+        )
+        job = trainer.assign(steps_script(3))
+        given_ms = now_ms(trainer.client)
+        wait_until(lambda: (beat := trainer.beat()) and beat.at_ms > given_ms + 1000, 10, "the worker stands still")
+        assert trainer.attempt(job).state is AttemptState.ASSIGNED
+        hanging.kill()
+    assert trainer.ended(job).reason is Reason.SUCCEEDED
+    beat = trainer.beat()
+    assert beat is not None
+    assert beat.blocked is None

@@ -30,7 +30,7 @@ from trackside.sdk import disk
 from trackside.sdk.context import AttemptContext
 from trackside.sdk.page import ControlPage
 from trackside.store import Store, check_not_behind
-from trackside_trainer import evidence, launch
+from trackside_trainer import evidence, launch, stuck
 from trackside_trainer import folders as folders_
 from trackside_trainer.asking import Asking
 from trackside_trainer.earlier import EarlierCurves
@@ -325,8 +325,7 @@ class AttemptRun:
         self._asking.ended()
         left = processes.kill_until_gone(lambda: processes.descendants(os.getpid()), limit_s=_KILL_LIMIT_S)
         processes.reap()
-        if left:
-            self._log.error("processes_stuck", pids=left)
+        stuck.note(self._settings.home, self._slot.id, left)
         self._gpu = LastLook(self._slot, ended_badly=self._status != 0 and not self.asked)
         self.phase = Phase.DRAINING
 

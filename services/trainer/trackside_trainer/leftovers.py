@@ -15,7 +15,7 @@ from trackside.errors import ConfigurationError, Fenced, NotFound, ServerBehind
 from trackside.models import AttemptState, Outcome, Reason
 from trackside.sdk.page import Command, ControlPage
 from trackside.store import Store
-from trackside_trainer import evidence, launch
+from trackside_trainer import evidence, launch, stuck
 from trackside_trainer.attempt import BACKUP
 from trackside_trainer.ending import Exit, end_of_page, judge
 from trackside_trainer.folders import Folders
@@ -78,7 +78,7 @@ class Leftover:
         self.path, self.taken = path, taken
         self._store, self._url, self._death = store, url, death
         self._seen_s = time.monotonic()
-        self._by = by
+        self._by, self._home = by, settings.home
         self._folders = Folders(data=settings.data_dir, job=taken.job, attempt=taken.attempt)
         self._silent_until_s = 0.0
         self._ours: bool | None = None  # None: not looked yet
@@ -95,8 +95,7 @@ class Leftover:
         marker = launch.marker(self._folders.context)
         pid, started = (self.taken.pid, self.taken.pid_started) if self.taken.is_of_this_boot else (None, None)
         left = processes.kill_until_gone(lambda: processes.of_attempt(pid, started, marker), limit_s=_KILL_LIMIT_S)
-        if left:
-            self._log.error("processes_stuck", pids=left)
+        stuck.note(self._home, self.taken.slot, left)
 
     def note_death(self) -> None:
         """Write down how the worker died: the next agent may have to report it, and has not seen it."""

@@ -26,11 +26,13 @@ from trackside_trainer.diskgate import DiskGate
 from trackside_trainer.folders import newest_attempt
 from trackside_trainer.gpugate import Gate
 from trackside_trainer.patience import Patience
+from trackside_trainer.stuck import StuckGate
 from trackside_trainer.worker import STRANGE, Carried, SlotWorker
 
 _IDLE_WAIT_S: Final = 0.2  # of one wait for work; signals and beats are looked at in between
 _COMMAND_LIMIT_S: Final = 1.0
 _DISK_WAIT_S: Final = 1.0
+_STUCK_WAIT_S: Final = 0.2
 _PREPARE_LOOK_S: Final = 0.005
 # What can be wrong with an id that stands on our queue, other than the connection.
 _REFUSED: Final = (InvalidJob, NotFound, Fenced, DecodeError, ResponseError, ValueError, *STRANGE)
@@ -50,6 +52,7 @@ class Work:
         self._begun = False
         self._gate = Gate(slot, limit_s=settings.gpu_free_wait_s)
         self._disk = DiskGate((settings.data_dir, settings.home / "run" / "slots"))
+        self._stuck = StuckGate(settings.home, slot.id)
         self._alone = False  # in RQ's lists
         self._carried: Carried | None = None
         self._look_for_left = True  # in the intermediate list: a worker may have died between taking and claiming
@@ -68,6 +71,7 @@ class Work:
 
     def run(self) -> int:
         """Work until asked to stop. In order: take nothing more, stop the attempt and report it, leave the books."""
+        self._stuck.passes()
         self._log.info("worker_started", rq_name=self._rq.name, pid=os.getpid())
         while not self._may_leave():
             self._heed_signals()
@@ -145,7 +149,7 @@ class Work:
             job=run.job_id if run is not None else None,
             attempt=run.number if run is not None else None,
             stopping=self._stopping,
-            blocked=self._disk.words,
+            blocked=self._disk.words or self._stuck.words,
             **vitals,
         )
         # RQ's own heartbeat goes the same way: on a bad line each round trip counts.
@@ -235,6 +239,7 @@ class Work:
                 return
         run.taken_path.unlink(missing_ok=True)
         self._run = self._carried = None
+        self._nobody_is_stuck()  # before the beat says that the slot is free
         self._next_beat_s = 0.0
 
     # -- taking ----------------------------------------------------------------------------------------------------
@@ -246,6 +251,9 @@ class Work:
             return
         if self._disk.words is not None and not self._opened():
             self._pause(_DISK_WAIT_S)
+            return
+        if not self._nobody_is_stuck():
+            self._pause(_STUCK_WAIT_S)
             return
         if self._bus.away:
             self._look_for_left = True  # a reply that was lost may have moved an id
@@ -274,6 +282,15 @@ class Work:
         self._next_beat_s = 0.0
         self._log.info("slot_open_again")
         return True
+
+    def _nobody_is_stuck(self) -> bool:
+        """Whether no process of an earlier attempt is left on the slot; the beat tells it where one is."""
+        before = self._stuck.words
+        free = self._stuck.passes()
+        if self._stuck.words != before:
+            self._next_beat_s = 0.0
+            self._log.warning("slot_open_again" if free else "slot_blocked", why=self._stuck.words)
+        return free
 
     def _pause(self, seconds: float) -> None:
         select.poll().poll(max(1, int(1000 * min(seconds, self._settings.beat_s))))

@@ -1,0 +1,103 @@
+"""A process that no signal ends keeps its slot from work until the kernel lets it go.
+
+No test can make one, so a process that merely lives stands for it, and the search for those who are left says that it
+could not be ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from trackside import processes
+from trackside.bus.client import connect
+from trackside.config import Settings
+from trackside.models import Job, JobSpec, JobState, Program, Slot
+from trackside.store import Store
+from trackside.testing import wait_until
+from trackside_trainer import stuck
+from trackside_trainer.attempt import AttemptRun
+from trackside_trainer.leftovers import Death, Leftover
+from trackside_trainer.slotfiles import TakenAttempt, taken_path
+from trackside_trainer.stuck import StuckGate
+
+SLOT = Slot(id="box-cpu0", host="box", kind="cpu", storage="s1")
+URL = "redis://127.0.0.1:1"
+
+
+@pytest.fixture
+def hanging() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(["sleep", "600"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_slot_is_closed_while_one_of_them_lives_and_opens_by_itself(
+    tmp_path: Path, hanging: subprocess.Popen[bytes]
+) -> None:
+    gate = StuckGate(tmp_path, SLOT.id)
+    assert gate.passes()
+    with subprocess.Popen(["sleep", "600"]) as other:
+        stuck.note(tmp_path, SLOT.id, [other.pid])
+        stuck.note(tmp_path, SLOT.id, [hanging.pid])
+        assert not gate.passes()
+        pids = ", ".join(map(str, sorted((hanging.pid, other.pid))))
+        assert (gate.words or "").startswith(f"what is left of an earlier attempt (pid {pids}) hangs in the kernel")
+        other.kill()
+    assert not gate.passes()
+    assert f"(pid {hanging.pid})" in (gate.words or "")
+    assert StuckGate(tmp_path, "box-cpu1").passes(), "it is another slot's"
+    hanging.kill()
+    wait_until(gate.passes, 5, "the slot stays closed")
+    assert gate.words is None
+    assert not list((tmp_path / "run" / "stuck").iterdir())
+
+
+def test_nobody_is_stuck_whose_pid_is_of_an_earlier_boot_or_whose_note_is_torn(
+    tmp_path: Path, hanging: subprocess.Popen[bytes]
+) -> None:
+    stuck.note(tmp_path, SLOT.id, [hanging.pid])
+    path = tmp_path / "run" / "stuck" / f"{SLOT.id}.json"
+    noted = json.loads(path.read_text())
+    path.write_text(json.dumps({**noted, "boot": "an earlier one"}))
+    assert StuckGate(tmp_path, SLOT.id).passes()
+    path.write_text(json.dumps(noted)[:-5])
+    assert StuckGate(tmp_path, SLOT.id).passes()
+
+
+def test_what_an_attempt_leaves_behind_is_noted_by_its_worker(
+    tmp_path: Path, hanging: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(
+        id="j", name="j", state=JobState.RUNNING, created_at_ms=0, changed_at_ms=0, attempt=1, slot=SLOT.id,
+        spec=JobSpec(program=Program(kind="script", target="train.py")),
+    )  # fmt: skip
+    run = AttemptRun(Settings(home=tmp_path), Store(connect(URL), by="worker:s"), SLOT, job, seen_by="worker:s")
+    monkeypatch.setattr(processes, "kill_until_gone", lambda find, *, limit_s: [hanging.pid])
+    monkeypatch.setattr(processes, "reap", dict)
+    with subprocess.Popen(["true"]) as ended:
+        run.pid, run.pidfd = ended.pid, os.pidfd_open(ended.pid)
+        run._on_exit()
+        ended.returncode = 0  # it was waited for
+    assert not StuckGate(tmp_path, SLOT.id).passes()
+
+
+def test_what_a_dead_worker_leaves_behind_is_noted_by_its_agent(
+    tmp_path: Path, hanging: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = TakenAttempt(
+        slot=SLOT.id, job="j", attempt=1, attempt_dir="/x", worker_pid=1, worker_started=1, pid=2, pid_started=2
+    )
+    leftover = Leftover(
+        Settings(home=tmp_path), Store(connect(URL), by="agent:box"), URL, "s1", taken_path(tmp_path, "j", 1, 1), taken,
+        Death.seen(9), "agent:box",
+    )  # fmt: skip
+    monkeypatch.setattr(processes, "kill_until_gone", lambda find, *, limit_s: [hanging.pid])
+    leftover.kill()
+    assert not StuckGate(tmp_path, SLOT.id).passes()
