@@ -19,6 +19,7 @@ from trackside.models import (
     CheckpointRef,
     EventKind,
     Failure,
+    Job,
     JobSpec,
     JobState,
     Outcome,
@@ -53,6 +54,16 @@ TRACEBACK = """Traceback (most recent call last):
     loss = model(batch["pixels"]).mean()
 RuntimeError: mat1 and mat2 shapes cannot be multiplied (64x784 and 768x10)
 """
+
+HANG = (
+    "the process was sleeping",
+    "stacks of its threads:\n"
+    "Thread 0x00007f31 (most recent call first):\n"
+    '  File "/usr/lib/python3.11/queue.py", line 171 in get\n'
+    '  File "train.py", line 88 in next_batch\n'
+    '  File "train.py", line 112 in <module>',
+    "last output:\nstep 239 loss 1.3\nstep 240 loss 1.3",
+)
 
 
 class Seed:
@@ -175,6 +186,7 @@ class Seed:
             ttl_s=ttl_s,
             step=step,
             total=2000,
+            step_age_s=0.03,
             steps_per_s=19.6 + noise / 3,
             cpu_pct=171 + 8 * noise,
             rss_mib=412.0,
@@ -191,6 +203,7 @@ class Seed:
             attempt=1,
             step=880,
             total=12_000,
+            step_age_s=0.1,
             steps_per_s=7.35,
             gpu_util_pct=93 + noise,
             gpu_memory_mib=18_240.0,
@@ -243,6 +256,44 @@ class Seed:
             "".join(f"step {step} loss {2.3 * math.exp(-step / 400):.4f}\n" for step in range(701, 1431, 10)),
         )
 
+    def hung_and_retried(self) -> str:
+        """A job whose first attempt stood still; its second is under way. Not among `everything`."""
+        job = "hung-s1t2u3"
+        self.submit(job, "loader waits")
+        number = self.start(job, SLOTS[1])
+        self.metrics(job, number, range(1, 241), ago_ms=150_000)
+        hung = Outcome(
+            reason=Reason.STALLED,
+            detail="no step for 120.1 s (limit 120 s, learned from its median step of 0.051 s)",
+            signal="SIGKILL",
+            first_step=1,
+            last_step=240,
+            evidence=HANG,
+            seen_by="worker:alpha-cpu-1",
+            noticed_after_ms=3,
+        )
+        self.store.end_attempt(job, number, hung)
+
+        def decide(found: Job, now: int) -> Change:
+            inputs = {"failures": 0, "barren": 0, "retries": 4, "poison_after": 3, "progressed": False, "wait_s": 1.3}
+            return self.store.moved(
+                found,
+                JobState.WAITING,
+                now,
+                cause="retry with backoff",
+                detail="starts over",
+                inputs=inputs,
+                retry_at_ms=now + 1300,
+            )
+
+        self.store.change(job, decide)
+        self.store.change(
+            job, lambda found, now: self.store.moved(found, JobState.QUEUED, now, cause="backoff over", detail=None)
+        )
+        number = self.start(job, SLOTS[1])
+        self.metrics(job, number, range(1, 101))
+        return job
+
     def finished(self) -> None:
         slot = SLOTS[1]
         self.submit("baseline-g7h8j9", "baseline mlp")
@@ -282,6 +333,7 @@ def live(url: str, minutes: float) -> None:
     """Write a job's metrics and everybody's beats for a while, for people who look at pages."""
     seed = Seed(url)
     seed.everything()
+    seed.hung_and_retried()
     step = 1431
     until = time.monotonic() + 60 * minutes
     while time.monotonic() < until:

@@ -163,3 +163,15 @@ def test_it_asks_for_nothing_that_is_refused(seed: Seed, bus_urls: Mapping[str, 
         wait_until(lambda: hub.snapshot().samples.get("beta"), 10, "samples were not read")
         assert tester.execute_command("ACL", "LOG") == []
     assert hub.health().faults == 0
+
+
+def test_rules_of_an_older_version_cost_nothing_but_the_warning(
+    seed: Seed, bus_urls: Mapping[str, str], new_hub: NewHub
+) -> None:
+    """The command line's user stands for one who may not ask the server how it is."""
+    with connect(bus_urls["submitter"]) as client, pytest.raises(BusDenied):
+        client.info("errorstats")
+    hub = new_hub(bus_urls["submitter"])
+    wait_until(lambda: live(hub) and hub.snapshot().samples, 10, "the reader did not connect")
+    assert hub.snapshot().refused is None
+    assert (hub.health().faults, hub.health().error) == (0, None)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+import redis
 from streamlit.testing.v1 import AppTest
 
 from dashboard.seed import HOSTILE, Seed
-from trackside.models import Breaker, BreakerState
-from trackside.server import EmbeddedServer
+from trackside.errors import BusUnavailable
+from trackside.models import Breaker, BreakerState, Role
+from trackside.server import EmbeddedServer, ServerBinary
 from trackside.testing import wait_until
-from trackside_dashboard import live
+from trackside_dashboard import live, text
 
 Visit = Callable[..., AppTest]
+ALL_RULES = ("~*", "&*", "+@all")
 PAGES = ("views/fleet.py", "views/jobs.py", "views/job.py", "views/processes.py", "views/events.py")
 JOB = "digits-a1b2c3"
 
@@ -113,6 +120,89 @@ def test_a_failed_job_shows_its_traceback(seed: Seed, bus_urls: Mapping[str, str
     app = visit(bus_urls["dashboard"], "views/job.py", job="broken-k1m2n3")
     assert not app.exception
     assert any("RuntimeError: mat1 and mat2 shapes" in code.value for code in app.code)
+
+
+def test_a_job_that_hung_shows_where_and_what_was_decided(
+    seed: Seed, bus_urls: Mapping[str, str], visit: Visit
+) -> None:
+    app = visit(bus_urls["dashboard"], "views/job.py", job=seed.hung_and_retried())
+    assert not app.exception
+    assert any("line 88 in next_batch" in code.value and "no step for 120.1 s" in code.value for code in app.code)
+    assert "Attempt 1 ended: stalled" in [expander.label for expander in app.expander]
+    (tab,) = [tab for tab in app.tabs if tab.label == "Why"]
+    (told,) = [e.value.replace("\\", "").replace("\u2060", "") for e in tab.markdown]
+    assert "attempt 1 ended: stalled (no step for 120.1 s (limit 120 s, learned" in told
+    assert "by the rule 'retry with backoff'" in told
+    assert "1 failure with 4 retries; 1 in a row without a newer checkpoint, 3 are too many; waits 1.3 s" in told
+    assert told.splitlines()[-1].startswith("| → | next: attempt 2 runs on alpha-cpu-1")
+
+
+def test_who_waits_sees_its_place_and_what_keeps_it_off_each_slot(
+    seed: Seed, bus_urls: Mapping[str, str], visit: Visit
+) -> None:
+    app = visit(bus_urls["dashboard"], "views/job.py", job="queued-c7d8e9")
+    assert not app.exception
+    said = words(app).replace("\\", "")
+    assert "waits for a free slot · 2nd in line" in said
+    assert "alpha-cpu-0 is busy with digits-a1b2c3" in said
+    assert "2nd in line" in table(visit(bus_urls["dashboard"], "views/jobs.py"))
+
+
+def test_the_last_step_is_told_and_unknown_where_it_is(seed: Seed, bus_urls: Mapping[str, str], visit: Visit) -> None:
+    slow: dict[str, Any] = {"slot": "alpha-cpu-0", "job": JOB, "attempt": 2, "step": 1430, "steps_per_s": 0.0}
+    seed.beat(Role.WORKER, "alpha-cpu-0", "alpha", step_age_s=63.0, **slow)
+    url = bus_urls["dashboard"]
+    assert re.search(r"last step \*\*6\d s\*\* ago", words(visit(url)))
+    speed = next(e for e in visit(url, "views/job.py", job=JOB).metric if e.label == "Speed")
+    assert (speed.value, speed.delta[:11]) == ("0 /s", "last step 6")
+    rows = visit(url, "views/processes.py").dataframe[0].value.set_index("name")["step"]
+    assert re.fullmatch(r"6\d s ago", rows["alpha-cpu-0"])
+    assert rows["alpha-cpu-1"] == text.UNKNOWN
+
+    seed.beat(Role.WORKER, "alpha-cpu-0", "alpha", **slow)
+
+    def read() -> bool:
+        beat = live.hub().snapshot().beats["worker:alpha-cpu-0"]
+        return beat is not None and beat.step_age_s is None
+
+    wait_until(read, 5, "the beat is not read")
+    assert f"last step **{text.UNKNOWN}**" in words(visit(url))
+
+
+def test_every_page_says_that_the_server_takes_no_writes(
+    server_binary: ServerBinary, fresh_home: Path, visit: Visit
+) -> None:
+    with EmbeddedServer(fresh_home, binary=server_binary, maxmemory_mib=8, extra_users={"tester": ALL_RULES}) as full:
+        seed = Seed(full.url("supervisor"))
+        seed.everything()
+        url = full.url("dashboard")
+        assert "takes no writes" not in words(visit(url))
+
+        with redis.Redis.from_url(full.url("tester")) as tester:
+            names = itertools.count()
+
+            def fill() -> None:
+                """To the last byte, again and again: the server gives back what connections needed."""
+                for size in (10_000, 10):
+                    with suppress(redis.exceptions.OutOfMemoryError):
+                        while tester.rpush("filler", f"{next(names):0{size}}"):
+                            pass
+
+            def refused() -> str | None:
+                fill()
+                with suppress(BusUnavailable):
+                    seed.beat(Role.AGENT, "alpha", "alpha")
+                return live.hub().snapshot().refused
+
+            for page in PAGES:
+                wait_until(refused, 10, "it is not noticed")
+                app = visit(url, page, job=JOB)
+                assert "The server is out of memory and takes no writes" in words(app), page
+                assert "stale" not in words(app), "it still answers"
+
+            tester.delete("filler")
+        wait_until(lambda: live.hub().snapshot().refused is None, 15, "it is told for too long")
+        assert "takes no writes" not in words(visit(url))
 
 
 @pytest.mark.parametrize("job", ["", "no-such-job", "../../etc", "<b>x</b>"])

@@ -14,6 +14,7 @@ from trackside.models import (
     BreakerState,
     Event,
     EventKind,
+    Failure,
     Job,
     JobSpec,
     JobState,
@@ -23,7 +24,7 @@ from trackside.models import (
     Role,
     Slot,
 )
-from trackside_dashboard import queries
+from trackside_dashboard import life, queries, text
 from trackside_dashboard.snapshot import JobView, Latest, Snapshot
 
 NOW = 1_700_000_000_000
@@ -48,20 +49,33 @@ def snapshot(*jobs: Job, beat: Beat | None = BEAT, slot: Slot = SLOT, **more: ob
 
 
 def test_progress_comes_from_the_beat_of_the_same_attempt() -> None:
-    at = queries.progress(snapshot(JOB), JOB)
+    at = queries.progress(snapshot(JOB), JOB, NOW)
     assert (at.step, at.total, at.fraction, at.eta_s) == (50, 200, 0.25, 15.0)
     assert at.line == "step 50 / 200 · 25\u00a0% · 15 s left"
 
 
+def test_the_last_step_ages_with_the_beat_that_told_of_it() -> None:
+    stuck = replace(BEAT, step_age_s=100.0)
+    for later_ms in (0, 30_000):
+        at = queries.progress(snapshot(JOB, beat=stuck), JOB, NOW + later_ms)
+        assert at.last_step_s == 100.4 + later_ms / 1000
+    assert (
+        queries.process_rows(snapshot(JOB, beat=replace(stuck, step_age_s=9.0)), NOW + 30_000)[0]["step"] == "39 s ago"
+    )
+    for unknown in (replace(stuck, step_age_s=None), replace(stuck, step=None)):
+        assert queries.progress(snapshot(JOB, beat=unknown), JOB, NOW).last_step_s is None
+        assert queries.process_rows(snapshot(JOB, beat=unknown), NOW)[0]["step"] == text.UNKNOWN
+
+
 def test_the_beat_of_an_older_attempt_says_nothing() -> None:
     job = replace(JOB, attempt=2)
-    at = queries.progress(snapshot(job, latest={"a-1": Latest(step=40, total=200)}), job)
+    at = queries.progress(snapshot(job, latest={"a-1": Latest(step=40, total=200)}), job, NOW)
     assert (at.step, at.steps_per_s, at.eta_s) == (40, None, None)
 
 
 def test_unknown_totals_and_speeds_are_unknown_not_zero() -> None:
     beat = replace(BEAT, total=None, steps_per_s=0.0)
-    at = queries.progress(snapshot(JOB, beat=beat), JOB)
+    at = queries.progress(snapshot(JOB, beat=beat), JOB, NOW)
     assert at.fraction is None
     assert at.eta_s is None
     assert at.line == "step 50"
@@ -147,12 +161,52 @@ def test_attempts_tell_how_they_ended_and_where_they_began() -> None:
         first, number=2, state=AttemptState.RUNNING, started_at_ms=NOW - 10_000, ended_at_ms=None, outcome=None,
         resumed_step=80,
     )  # fmt: skip
-    newest, oldest = queries.attempt_rows(JobView(attempts=(first, second)), NOW)
+    newest, oldest = life.attempt_rows(JobView(attempts=(first, second)), NOW)
     assert (newest["attempt"], newest["resumed"], newest["ran"], newest["reason"]) == (2, "step 80", "10 s", "")
     assert (oldest["reason"], oldest["end"], oldest["steps"], oldest["ran"]) == ("killed", "SIGKILL", "1 … 90", "60 s")
-    assert queries.restarts([first, second]) == [
-        {"attempt": 2, "step": 81, "at_ms": NOW - 10_000, "label": "attempt 2"}
-    ]
+    assert life.restarts([first, second]) == [{"attempt": 2, "step": 81, "at_ms": NOW - 10_000, "label": "attempt 2"}]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "shown"),
+    [
+        (
+            Outcome(
+                reason=Reason.KILLED, signal="SIGSEGV", detail="a crash in native code",
+                evidence=("Fatal Python error: Segmentation fault", "last output:\nabout to crash"),
+            ),
+            "a crash in native code\n\nFatal Python error: Segmentation fault\n\nlast output:\nabout to crash",
+        ),
+        (
+            Outcome(reason=Reason.OOM_HOST, detail="the host ran out of memory", evidence=("peak 9000 MiB",)),
+            "the host ran out of memory\n\npeak 9000 MiB",
+        ),
+        (Outcome(reason=Reason.LOST, detail="its host is silent"), "its host is silent"),
+        (
+            Outcome(
+                reason=Reason.USER_ERROR, detail="ValueError: bad", evidence=("last output:\nthe same",),
+                failure=Failure(type="ValueError", message="bad", traceback="Traceback\n\x1b[2J  x\nValueError: bad\n"),
+            ),
+            "Traceback\n  x\nValueError: bad\n",
+        ),
+        (
+            Outcome(
+                reason=Reason.USER_ERROR, detail="ValueError: bad", evidence=("last output:\nits end",),
+                failure=Failure(type="ValueError", message="bad"),
+            ),
+            "ValueError: bad\n\nlast output:\nits end",
+        ),
+    ],
+    ids=lambda value: value.reason.value if isinstance(value, Outcome) else "",
+)  # fmt: skip
+def test_a_bad_end_shows_what_is_kept_of_it(outcome: Outcome, shown: str) -> None:
+    bad = Attempt(
+        job="a-1", number=1, state=AttemptState.ENDED, slot="s-0", host="h", assigned_at_ms=0, outcome=outcome
+    )
+    good = replace(bad, number=2, outcome=Outcome(reason=Reason.PREEMPTED, detail="in order"))
+    running = replace(bad, number=3, outcome=None)
+    assert life.bad_end(JobView(attempts=(bad, good, running))) == (bad, shown)
+    assert life.bad_end(JobView(attempts=(good, running))) is None
 
 
 def test_every_kind_of_event_has_words() -> None:

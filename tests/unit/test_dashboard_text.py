@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import string
 from datetime import UTC
 
@@ -57,6 +58,20 @@ def test_escapes_are_taken_out(raw: str, shown: str) -> None:
 def test_output_is_shown_as_a_screen_would() -> None:
     assert text.block(" 10%|#\r 50%|##\r100%|###\ndone\r\nnext") == "100%|###\ndone\nnext"
     assert text.block("\x1b[1mbold\x1b[0m\n  kept") == "bold\n  kept"
+
+
+@given(st.text())
+def test_a_sentence_shows_nothing_but_commands_as_code(raw: str) -> None:
+    parts = re.sub(r"\\.", "", text.prose(raw)).split("`")  # what is escaped stands for itself
+    assert len(parts) % 2 == 1
+    assert all(re.fullmatch(r"[\w ./=-]+", code) for code in parts[1::2])
+    assert not set("".join(parts[::2])) & set(string.punctuation)
+
+
+def test_commands_in_a_sentence_are_drawn_as_such() -> None:
+    assert text.prose("it rests: `trackside slots --json` says") == "it rests\\:\u2060 `trackside slots --json` says"
+    assert text.prose("`**x**` and `") == text.md("`**x**` and `")
+    assert "`<b>`" not in text.prose("`<b>`")
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from trackside.models import Beat, Breaker, Event, Job, JobState, Role, Slot
 from trackside.retry import backoff_s
 from trackside.store import Store
 from trackside_dashboard import measures
+from trackside_dashboard.refusals import Refusals
 from trackside_dashboard.snapshot import Health, JobView, Latest, Snapshot, Trace
 from trackside_dashboard.watched import Series, Watched, finite
 
@@ -145,6 +146,7 @@ class Hub:
         self._series: OrderedDict[str, Series] = OrderedDict()
         self._watched: dict[str, Watched] = {job_id: Watched(job_id) for job_id in self._wanted}
         self._changed: set[str] = set()
+        self._refusals = Refusals()
         self._at_ms = 0
         self._recheck_s = self._sampled_s = 0.0
 
@@ -302,6 +304,7 @@ class Hub:
         if time.monotonic() - self._sampled_s < _SAMPLES_S:
             return
         self._sampled_s = time.monotonic()
+        self._refusals.read(client, self._sampled_s)
         for host in {slot.host for slot in self._slots}:
             found = streams.samples(client, host, 1)
             if found and isinstance(found[0][1], dict):
@@ -331,6 +334,7 @@ class Hub:
             traces=MappingProxyType({slot_id: _trace(trace) for slot_id, trace in self._traces.items()}),
             samples=MappingProxyType(dict(self._samples)),
             views=MappingProxyType(views),
+            refused=self._refusals.now(time.monotonic()),
         )
         with self._news:
             self._snapshot = snapshot

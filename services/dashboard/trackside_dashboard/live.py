@@ -10,7 +10,7 @@ import streamlit as st
 
 from trackside.bus.client import service_url
 from trackside.config import Settings
-from trackside_dashboard import style, text
+from trackside_dashboard import refusals, style, text
 from trackside_dashboard.hub import Hub
 
 P = ParamSpec("P")
@@ -75,7 +75,7 @@ def freshness() -> None:
 
 @part()
 def trouble() -> None:
-    """What is wrong with the connection and what to do; greys the page while its data are old."""
+    """What is wrong with the server or the way to it, and what to do; greys the page while its data are old."""
     health = hub().health()
     if health.state == "stale":
         st.html(style.GREY)
@@ -85,6 +85,13 @@ def trouble() -> None:
             f"{text.md(health.error, 300)}\n\n{kept}This page connects again by itself; "
             "`trackside up` starts the server with everything else.",
             icon=":material/cloud_off:",
+        )
+    refused = hub().snapshot().refused
+    if health.state == "live" and refused is not None:
+        st.error(
+            f"{refusals.WORDS[refused]}\n\nTraining goes on; what it logs arrives later. Until then no job starts, and "
+            "processes may look silent that are well, since their beats are refused. `trackside doctor` tells more.",
+            icon=":material/database_off:",
         )
     if health.faults:
         st.warning(

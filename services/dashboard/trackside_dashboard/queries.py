@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final, Literal
 
+from trackside import line
 from trackside.bus import keys
 from trackside.models import (
     ACTIVE,
-    Attempt,
     Beat,
     Breaker,
     BreakerState,
@@ -23,13 +23,12 @@ from trackside.models import (
     Slot,
 )
 from trackside_dashboard import measures, text
-from trackside_dashboard.snapshot import JobView, Latest, Snapshot, Trace
+from trackside_dashboard.snapshot import Latest, Snapshot, Trace
 
 SlotState = Literal["idle", "busy", "silent", "cordoned", "resting", "blocked", "stopping"]
 DAY_MS: Final = 24 * 3600 * 1000
 ROWS_MAX: Final = 400  # about 100 kB a refresh; filters reach the others
 _METRICS_SHOWN: Final = 3
-_OPEN_STATES: Final = (JobState.QUEUED, JobState.WAITING)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +54,7 @@ class Progress:
     total: int | None = None
     steps_per_s: float | None = None
     eta_s: float | None = None
+    last_step_s: float | None = None  # how long ago the newest step was done, while it runs
 
     @property
     def fraction(self) -> float | None:
@@ -103,7 +103,7 @@ def worker_beat(snapshot: Snapshot, slot_id: str | None) -> Beat | None:
     return None if slot_id is None else snapshot.beats.get(keys.deadline_member(Role.WORKER, slot_id))
 
 
-def progress(snapshot: Snapshot, job: Job) -> Progress:
+def progress(snapshot: Snapshot, job: Job, now_ms: int) -> Progress:
     """Where a job stands: by its worker's beat while it runs, else by its metrics and checkpoints."""
     latest = snapshot.latest.get(job.id, Latest())
     beat = worker_beat(snapshot, job.slot)
@@ -113,7 +113,8 @@ def progress(snapshot: Snapshot, job: Job) -> Progress:
         step = beat.step if beat.step is not None else latest.step
         speed = beat.steps_per_s
         eta_s = (total - step) / speed if total and step is not None and speed and math.isfinite(speed) else None
-        return Progress(step=step, total=total, steps_per_s=speed, eta_s=eta_s)
+        last_step_s = beat.last_step_s(now_ms)
+        return Progress(step=step, total=total, steps_per_s=speed, eta_s=eta_s, last_step_s=last_step_s)
     saved = job.checkpoints[0].step if job.checkpoints else None
     return Progress(step=latest.step if latest.step is not None else saved, total=total)
 
@@ -184,7 +185,7 @@ def _tile(snapshot: Snapshot, slot: Slot, now_ms: int) -> Tile:
         state=slot_state(slot, beat, snapshot.breakers.get(slot.id)),
         job=job,
         attempt=job.attempt if job is not None else None,
-        progress=progress(snapshot, job) if job is not None else Progress(),
+        progress=progress(snapshot, job, now_ms) if job is not None else Progress(),
         beat_age_s=max(0, now_ms - beat.at_ms) / 1000 if beat is not None else None,
         silent_s=max(0, now_ms - deadline) / 1000 if beat is None and deadline is not None else None,
         load_pct=used.load_pct,
@@ -195,8 +196,8 @@ def _tile(snapshot: Snapshot, slot: Slot, now_ms: int) -> Tile:
     )
 
 
-def why(job: Job, now_ms: int) -> str:
-    """Why a job is in its state, for people: the next try, the newest end, the recorded sentence."""
+def why(job: Job, now_ms: int, place: int | None = None) -> str:
+    """Why a job is in its state, for people: the next try, the newest end, the recorded sentence, its place in line."""
     parts: list[str] = []
     if job.state is JobState.WAITING and job.retry_at_ms is not None:
         left_s = (job.retry_at_ms - now_ms) / 1000
@@ -207,6 +208,8 @@ def why(job: Job, now_ms: int) -> str:
         parts.append(f"attempt {job.attempt - 1} ended: {ended}" if running_again else ended)
     if job.detail:
         parts.append(text.plain(job.detail, 300))
+    if place is not None:
+        parts.append(line.words(place))
     return " · ".join(parts)
 
 
@@ -222,7 +225,8 @@ def matching(snapshot: Snapshot, *, states: Collection[str] = (), needle: str = 
 
 def job_rows(snapshot: Snapshot, jobs: Iterable[Job], now_ms: int) -> list[dict[str, object]]:
     """The first of these jobs as rows of the job table."""
-    return [_row(snapshot, job, now_ms) for job in islice(jobs, ROWS_MAX)]
+    places = line.places(snapshot.jobs.values())
+    return [_row(snapshot, job, now_ms, places.get(job.id)) for job in islice(jobs, ROWS_MAX)]
 
 
 def _matches(job: Job, needle: str) -> bool:
@@ -232,8 +236,8 @@ def _matches(job: Job, needle: str) -> bool:
     return all(word in " ".join(fields).lower() for word in needle.lower().split())
 
 
-def _row(snapshot: Snapshot, job: Job, now_ms: int) -> dict[str, object]:
-    at = progress(snapshot, job)
+def _row(snapshot: Snapshot, job: Job, now_ms: int, place: int | None) -> dict[str, object]:
+    at = progress(snapshot, job, now_ms)
     latest = snapshot.latest.get(job.id, Latest())
     shown = list(latest.values.items())[:_METRICS_SHOWN]
     age = job.ended_at_ms if job.state.terminal else job.changed_at_ms
@@ -244,57 +248,13 @@ def _row(snapshot: Snapshot, job: Job, now_ms: int) -> dict[str, object]:
         "step": at.words,
         "left": "" if at.eta_s is None else text.span(at.eta_s),
         "metrics": " · ".join(f"{text.plain(name, 24)} {text.number(value)}" for name, value in shown),
-        "why": why(job, now_ms),
+        "why": why(job, now_ms, place),
         "attempt": str(job.attempt or ""),
         "slot": text.plain(job.slot or "", 60),
         "since": text.whole_span((now_ms - (age or now_ms)) / 1000),
         "submitted": text.ago(job.created_at_ms, now_ms),
         "id": job.id,
     }
-
-
-def restarts(attempts: Iterable[Attempt]) -> list[dict[str, object]]:
-    """Where each attempt but the first began: step, time and what it went on from."""
-    return [
-        {
-            "attempt": attempt.number,
-            "step": (attempt.resumed_step or 0) + 1,
-            "at_ms": attempt.started_at_ms or attempt.assigned_at_ms,
-            "label": f"attempt {attempt.number}",
-        }
-        for attempt in attempts
-        if attempt.number > 1
-    ]
-
-
-def attempt_rows(view: JobView, now_ms: int) -> list[dict[str, object]]:
-    """The attempts of a job, newest first."""
-    rows: list[dict[str, object]] = []
-    for a in reversed(view.attempts):
-        out = a.outcome
-        start = a.started_at_ms
-        steps = f"{text.count(out.first_step)} … {text.count(out.last_step)}" if out is not None else text.UNKNOWN
-        end = ([out.signal] if out and out.signal else []) + (
-            [f"exit {out.exit_code}"] if out and out.exit_code else []
-        )
-        rows.append(
-            {
-                "attempt": a.number,
-                "state": a.state.value,
-                "reason": out.reason.value.replace("_", " ") if out is not None else "",
-                "end": text.plain(", ".join([*end, *([out.detail] if out is not None and out.detail else [])]), 300),
-                "slot": text.plain(a.slot, 60),
-                "started": start,
-                "ran": text.span(((a.ended_at_ms or now_ms) - start) / 1000) if start is not None else text.UNKNOWN,
-                "steps": steps,
-                "resumed": f"step {text.count(a.resumed_step)}" if a.resumed_step is not None else "",
-                "pid": a.pid,
-                "noticed": text.UNKNOWN
-                if out is None or out.noticed_after_ms is None
-                else text.unit(out.noticed_after_ms, "ms"),
-            }
-        )
-    return rows
 
 
 def event_words(event: Event) -> str:
@@ -370,18 +330,11 @@ def process_rows(snapshot: Snapshot, now_ms: int) -> list[dict[str, object]]:
                 "host": text.plain(beat.host, 60) if beat is not None else "",
                 "pid": beat.pid if beat is not None else None,
                 "beat": text.span((now_ms - beat.at_ms) / 1000) + " ago" if beat is not None else f"none for {silent}",
+                "step": text.UNKNOWN
+                if beat is None or (age_s := beat.last_step_s(now_ms)) is None
+                else f"{text.whole_span(age_s)} ago",
                 "up": text.whole_span((now_ms - beat.started_at_ms) / 1000) if beat is not None else text.UNKNOWN,
                 "doing": text.plain(doing, 100),
             }
         )
     return rows
-
-
-def failure(view: JobView) -> tuple[Attempt, str] | None:
-    """The newest attempt that ended badly, and its traceback or message."""
-    for attempt in reversed(view.attempts):
-        out = attempt.outcome
-        if out is not None and out.failure is not None:
-            told = out.failure.traceback or f"{out.failure.type or 'error'}: {out.failure.message or ''}"
-            return attempt, text.block(told)
-    return None

@@ -63,6 +63,7 @@ class Snapshot:
     traces: Mapping[str, Trace] = field(default_factory=lambda: _NONE)  # by slot
     samples: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: _NONE)  # by host: the newest
     views: Mapping[str, JobView] = field(default_factory=lambda: _NONE)
+    refused: str | None = None  # why the server refuses to write at the moment, a key of `refusals.WORDS`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,6 +16,8 @@ CSS: Final = """
 [data-testid="stMarkdownContainer"]:has(> div > :is(h1, h3)),
 [data-testid="stMarkdownContainer"]:has(> :is(h1, h3)) {margin-bottom: 0}
 [data-testid="stHeaderActionElements"] {display: none}
+.st-key-story table {width: 100%; font-size: .9rem}
+.st-key-story td:first-child {white-space: nowrap; width: 1%; opacity: .7; vertical-align: top}
 @media (max-width: 640px) {
   .stMainBlockContainer {padding-left: .8rem; padding-right: .8rem}
 }

@@ -24,6 +24,7 @@ _ESCAPES: Final = re.compile(
 _UNSEEN: Final = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]"
 )
+_COMMAND: Final = re.compile(r"[\w ./=-]+")
 _PUNCTUATION: Final = re.compile(r"([!-/:-@\[-`{-~])")
 _WORD_JOINER: Final = "\u2060"  # breaks `:name:`, which Streamlit turns into an icon even where it is escaped
 UNKNOWN: Final = "\N{EN DASH}"
@@ -62,6 +63,17 @@ def block(raw: str) -> str:
 def md(raw: object, limit: int = 200) -> str:
     """`plain`, with every character standing for itself in Markdown."""
     return _PUNCTUATION.sub(r"\\\1", plain(raw, limit)).replace("\\:", "\\:" + _WORD_JOINER)
+
+
+def prose(raw: object, limit: int = 200) -> str:
+    """`md` of a sentence of ours, with the commands that it names in backticks drawn as such."""
+    parts = plain(raw, limit).split("`")
+    if len(parts) % 2 == 0:
+        return md(raw, limit)
+    return "".join(
+        f"`{part}`" if number % 2 and _COMMAND.fullmatch(part) else md(f"`{part}`" if number % 2 else part, limit)
+        for number, part in enumerate(parts)
+    )
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -5,7 +5,8 @@
     supervisor  rq:*  ts:*             read and write records, streams and queues
     trainer     rq:*  ts:*             the same: it carries attempts, and RQ's own bookkeeping is its
     submitter   ts:*, rq:* to read     submit, cancel, list: the command line
-    dashboard   rq:*  ts:* to read     read and listen; no command that writes, publishes or touches a client
+    dashboard   rq:*  ts:* to read     read, listen, ask the server how it is; nothing that writes, publishes or
+                                       touches a client
     operator    rq:* to read           what `rq info` needs and nothing else
 
 Channels are `ts:*` only: RQ's own `rq:pubsub:*`, by which anybody could stop a worker, is open to nobody. Scripting,
@@ -63,6 +64,7 @@ _TRANSACTION: Final = ("watch", "unwatch", "multi", "exec", "discard")
 _LISTEN: Final = ("subscribe", "unsubscribe")
 _SAY: Final = ("publish",)
 _SERVER_VERSION: Final = ("info", "client|info")  # RQ reads the version from INFO, its own address from CLIENT INFO
+_SERVER_HEALTH: Final = ("info",)  # whether it refuses to write: who may not write finds out no other way
 
 _RQ_INFO: Final = ("smembers", "exists", "hgetall", "llen", "zcard", "zrange", "zrangebyscore", "multi", "exec")
 _ADMIN: Final = (
@@ -129,7 +131,13 @@ def rules(user: str, server: ServerVersion) -> list[str]:
                 return [*closed, "~ts:*", "%R~rq:*", "&ts:*", *commands]
             return [*closed, "~ts:*", "&ts:*", *commands]  # 6.2 cannot open rq:* for reading alone
         case "dashboard":
-            return [*closed, f"{read_only}rq:*", f"{read_only}ts:*", "&ts:*", *_allow(connection, read, _LISTEN)]
+            return [
+                *closed,
+                f"{read_only}rq:*",
+                f"{read_only}ts:*",
+                "&ts:*",
+                *_allow(connection, read, _LISTEN, _SERVER_HEALTH),
+            ]
         case "operator":
             return [*closed, f"{read_only}rq:*", *_allow(connection, _RQ_INFO), *_rq_info_cleanup(server)]
     raise ValueError(f"no rules for user {user!r}: one of {', '.join(USERS)}")

@@ -103,6 +103,9 @@ def numbers(tile: queries.Tile) -> None:
         lines.append(f"**{text.memory(tile.memory_mib)}** {'on the GPU' if gpu else 'memory'}")
     if tile.temperature_c is not None:
         lines.append(f"**{text.unit(tile.temperature_c, '°C')}**")
+    if tile.job is not None:
+        ago = tile.progress.last_step_s
+        lines.append(f"last step **{text.UNKNOWN}**" if ago is None else f"last step **{text.whole_span(ago)}** ago")
     if tile.beat_age_s is not None:
         lines.append(f"beat **{text.span(tile.beat_age_s)}** ago")
     elif tile.silent_s is not None:

@@ -7,13 +7,15 @@ from functools import partial
 import pandas as pd
 import streamlit as st
 
+from trackside import line
 from trackside.errors import InvalidJob
 from trackside.ids import check_job_id
-from trackside.models import Job
-from trackside_dashboard import charts, live, queries, tables, text
+from trackside.models import Job, JobState
+from trackside_dashboard import charts, life, live, queries, tables, text
 from trackside_dashboard.snapshot import JobView
 
 CHARTS_MAX = 12
+_EVIDENCE_CHARS = 12_000  # a traceback's end says more than its beginning
 
 
 def chosen() -> str | None:
@@ -50,11 +52,11 @@ def header(job_id: str) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(f"# {text.md(job.name, 80)}", width="content")
         st.badge(text.chip(job.state), color=text.STATES[job.state][1])  # type: ignore[arg-type]  # names of the theme
-    reason = queries.why(job, now_ms)
+    reason = queries.why(job, now_ms, line.places(hub.snapshot().jobs.values()).get(job.id))
     spent = text.whole_span((now_ms - (job.ended_at_ms or job.changed_at_ms)) / 1000)
     since = f"{job.state.value} {spent} ago" if job.state.terminal else f"{job.state.value} for {spent}"
     st.markdown(f"{text.md(reason, 400) + ' · ' if reason else ''}:gray[{since}]")
-    at = queries.progress(hub.snapshot(), job)
+    at = queries.progress(hub.snapshot(), job, now_ms)
     if at.step is not None:
         st.progress(at.fraction or 0.0, text=at.line)
     ran_ms = job.ran_ms + sum(now_ms - a.started_at_ms for a in view.attempts if a.started_at_ms and not a.ended_at_ms)
@@ -73,18 +75,23 @@ def header(job_id: str) -> None:
         )
         st.metric(
             "Speed",
-            f"{text.number(at.steps_per_s, 3)} /s" if at.steps_per_s else text.UNKNOWN,
+            f"{text.number(at.steps_per_s, 3)} /s" if at.steps_per_s is not None else text.UNKNOWN,
             border=True,
             height="stretch",
+            delta=f"last step {text.whole_span(at.last_step_s)} ago" if at.last_step_s is not None else None,
+            delta_color="off",
+            delta_arrow="off",
         )
         st.metric("Running time", text.span(ran_ms / 1000), border=True, height="stretch")
         st.metric("Checkpoint", saved, border=True, height="stretch")
         st.metric("Slot", text.plain(job.slot or text.UNKNOWN, 40), border=True, height="stretch")
-    bad = queries.failure(view)
-    if bad is not None:
+    bad = life.bad_end(view)
+    if bad is not None and bad[1]:
         attempt, told = bad
-        with st.expander(f"Attempt {attempt.number} failed", icon=":material/error:", expanded=job.state.terminal):
-            st.code(told[-8000:], language=None, wrap_lines=True)
+        ended = attempt.outcome.reason.value.replace("_", " ") if attempt.outcome is not None else ""
+        failed = job.state is JobState.FAILED
+        with st.expander(f"Attempt {attempt.number} ended: {ended}", icon=":material/error:", expanded=failed):
+            st.code(told[-_EVIDENCE_CHARS:], language=None, wrap_lines=True)
 
 
 @live.part()
@@ -126,7 +133,7 @@ def curves(job_id: str) -> None:
 
 
 def draw(job: Job, view: JobView, names: list[str], axis: charts.Axis, log: bool) -> None:
-    restarts = queries.restarts(view.attempts)
+    restarts = life.restarts(view.attempts)
     with st.grid(3, min_column_width=340):
         for number, name in enumerate(names):
             line = view.lines[name]
@@ -156,9 +163,10 @@ def details(job_id: str) -> None:
     job, view = both
     now_ms = live.hub().now_ms()
     tz = text.zone(live.browser_zone())
-    output, attempts, events, checkpoints, submission = st.tabs(
+    output, why, attempts, events, checkpoints, submission = st.tabs(
         [
             "Output",
+            "Why",
             f"Attempts ({len(view.attempts)})",
             f"Events ({len(view.history)})",
             f"Checkpoints ({len(job.checkpoints)})",
@@ -168,8 +176,10 @@ def details(job_id: str) -> None:
     )
     with output:
         tail(job)
+    with why:
+        story(job, view, now_ms)
     with attempts:
-        rows = queries.attempt_rows(view, now_ms)
+        rows = life.attempt_rows(view, now_ms)
         if rows:
             frame = pd.DataFrame(tables.timed(rows, "started", tz))
             st.dataframe(
@@ -231,6 +241,23 @@ def tail(job: Job) -> None:
         st.code(shown, language=None, wrap_lines=True)
 
 
+def story(job: Job, view: JobView, now_ms: int) -> None:
+    """What `trackside why` prints: each step of the job's life, the rules and the numbers behind them."""
+    tz = text.zone(live.browser_zone())
+    snapshot = live.hub().snapshot()
+    rows = [
+        f"| {'→' if each.at_ms is None else text.clock(each.at_ms, tz, date=True)} | {text.prose(each.text, 1200)} |"
+        for each in life.story(snapshot, job, view, now_ms)
+    ]
+    with st.container(key="story"):
+        st.markdown("\n".join(["| When | What |", "| :-- | :-- |", *rows]))
+    obstacles = life.kept_off(snapshot, job)
+    if obstacles:
+        st.markdown(
+            "\n".join(["What keeps it off each slot:\n", *(f"- {text.prose(each, 300)}" for each in obstacles)])
+        )
+
+
 def saved(job: Job, now_ms: int) -> None:
     if not job.checkpoints:
         st.caption("None yet. `run.checkpointer(model=model, every=100)` in the script writes them.")
@@ -259,6 +286,10 @@ def submitted(job: Job) -> None:
         "Device": spec.device,
         "Retries": str(spec.retries),
         "Time limit": text.span(spec.timeout_s) if spec.timeout_s else "none",
+        "Limit of each attempt": text.span(spec.attempt_timeout_s) if spec.attempt_timeout_s else "none",
+        "Stall limit": _stall_limit(spec.stall_limit_s),
+        "Priority": spec.priority,
+        "After": ", ".join(spec.after) or "nothing",
         "Submitted": text.clock(job.created_at_ms, text.zone(live.browser_zone()), date=True),
         "Submitted by": spec.submitted_by or text.UNKNOWN,
         "Snapshot": (spec.snapshot or text.UNKNOWN)[:16],
@@ -266,6 +297,12 @@ def submitted(job: Job) -> None:
     }
     rows = [{"": text.plain(name, 60), "Value": text.plain(value, 400)} for name, value in facts.items()]
     st.dataframe(pd.DataFrame(rows), hide_index=True, placeholder="", key="submission", alt="What was submitted")
+
+
+def _stall_limit(limit_s: float | None) -> str:
+    if limit_s is None:
+        return "learned from its own steps"
+    return f"{text.span(limit_s)} without a step" if limit_s else "none"
 
 
 @live.part(None)

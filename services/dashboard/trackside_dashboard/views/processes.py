@@ -14,6 +14,9 @@ COLUMNS = {
     "host": st.column_config.TextColumn("Host", width=140),
     "pid": st.column_config.NumberColumn("PID", format="%d", width=90),
     "beat": st.column_config.TextColumn("Last beat", width=120, alignment="right"),
+    "step": st.column_config.TextColumn(
+        "Last step", width=120, alignment="right", help="Of the attempt's training loop"
+    ),
     "up": st.column_config.TextColumn("Up for", width=110, alignment="right"),
     "doing": st.column_config.TextColumn("Doing", width=320),
 }
