@@ -111,13 +111,15 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.write_line(capture.get())
     if _results:
         told = "rq info meanwhile: " + ", ".join(f"{count} {what}" for what, count in rq_info.items())
-        for line in (*_figures, told):
+        blank = f"nothing was seen by which these could be judged: {'; '.join(drill.not_judged(_results)) or '-'}"
+        for line in (*_figures, told, blank):
             terminalreporter.write_line(line)
     if REPORT and (_results or by_themselves):
         document = {
             "seed": SEED,
             "rq_info": rq_info,
             "figures": _figures,
+            "not_judged": drill.not_judged(_results),
             "faults": [drill.as_json(result) for result in _results],
             "tested_by_themselves": by_themselves,
         }

@@ -56,7 +56,8 @@ class Eyes:
 @contextmanager
 def eyes(system: Throwaway) -> Iterator[Eyes]:
     """Looks ten times a second until the block ends."""
-    hub = Hub(lambda: launcher.client_url(system.settings, "dashboard")).start()
+    url = launcher.client_url(system.settings, "dashboard")  # it cannot be told while the server is away
+    hub = Hub(lambda: url).start()
     it, over = Eyes(system=system, hub=hub), threading.Event()
 
     def run() -> None:

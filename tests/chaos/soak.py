@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -32,16 +32,18 @@ from rich.console import Console
 from rich.table import Table
 
 from chaos.beside import HOST, Beside, beside
+from chaos.eyes import Eyes, eyes
 from chaos.menu import Kind, menu
 from chaos.rqinfo import watched
 from chaos.scripts import TRAIN
 from trackside import launcher, oracle, witness
+from trackside.cli.onlooker import held
 from trackside.cli.rehearse import leftovers, rules
 from trackside.cli.scene import Scene
-from trackside.cli.throwaway import QUICK, Throwaway, now_ms, throwaway
+from trackside.cli.throwaway import QUICK, Throwaway, throwaway
 from trackside.errors import TracksideError
-from trackside.models import EventKind, JobSpec, JobState, Role
-from trackside.oracle import Expected, History, JobHistory, Sample, Violation
+from trackside.models import EventKind, JobSpec, JobState, Reason, Role
+from trackside.oracle import Expected, History, Holdings, JobHistory, Violation
 from trackside.testing import wait_until
 
 STEP_MS: Final = 20.0
@@ -49,6 +51,9 @@ EVERY: Final = 25
 BUSY_SHARE: Final = 0.85  # of the time that the jobs would take undisturbed, so that they end about when the time is up
 STALL_S: Final = 10.0
 SETTINGS: Final = {**QUICK, "host": "alpha", "stall_limit_s": str(STALL_S), "stall_floor_s": str(STALL_S)}
+STUCK_S: Final = 120.0  # every limit here is 10 s at most, so only what hangs takes that long, on any machine
+# All that an attempt may end with, given what strikes.
+DUE: Final = frozenset({Reason.KILLED, Reason.LOST, Reason.PREEMPTED, Reason.STALLED, Reason.DIVERGED, Reason.FENCED})
 _RETRY_S: Final = 5.0  # for a fault that finds nobody to strike
 
 
@@ -71,16 +76,13 @@ class Soak:
     job_ids: list[str]
     beside: Beside
     kinds: dict[str, Kind]
+    seen: witness.Observer
+    before: Holdings
     due_s: list[float] = field(default_factory=list)  # moments at which a fault is due, since the beginning
     turn: list[str] = field(default_factory=list)  # kinds that have not struck in this turn
     struck: list[Strike] = field(default_factory=list)
     missed: int = 0
-    samples: list[Sample] = field(default_factory=list)
-    blind: int = 0  # looks that found no server
-    looks: int = 0  # that found one
-    guarded: int = 0  # of them, those that saw more than one supervisor
-    orphans: set[str] = field(default_factory=set)
-    suspects: dict[int, tuple[float, str]] = field(default_factory=dict)
+    guarded: int = 0  # looks that saw more than one supervisor
 
     def strike(self, at_s: float) -> bool:
         """Do the next kind of fault to a job of chance; whether anybody was there to be struck."""
@@ -103,21 +105,12 @@ class Soak:
         return True
 
     def look(self) -> bool:
-        """One sample; whether every job has ended."""
-        try:
-            sample = witness.sample(self.system.store, self.job_ids, now_ms())
-            found = witness.orphans(self.system.store, self.system.home)
-            supervisors = len(self.system.beats(Role.SUPERVISOR))
-        except TracksideError:
-            self.blind += 1
+        """Look once; whether every job has ended."""
+        sample = self.seen.look()
+        if sample is None:
             return False
-        self.looks += 1
-        self.guarded += supervisors > 1
-        if not self.samples or sample.states != self.samples[-1].states or sample.live != self.samples[-1].live:
-            self.samples.append(sample)
-        now_s = time.monotonic()
-        self.suspects = {pid: self.suspects.get(pid, (now_s, what)) for pid, what in found.items()}
-        self.orphans |= {what for since_s, what in self.suspects.values() if now_s - since_s > 3.0}
+        with suppress(TracksideError):
+            self.guarded += len(self.system.beats(Role.SUPERVISOR)) > 1
         return all(state.terminal for state in sample.states.values()) and len(sample.states) == len(self.job_ids)
 
 
@@ -149,15 +142,17 @@ def main() -> int:
         beside(system, home / HOST, there, seed) as second,
     ):
         base, step_s, spec = undisturbed(system, script, steps, args.slots, poison)
+        before, job_ids = held(system, []), submit(system, spec, args.jobs)
         soak = Soak(
-            system=system, rng=random.Random(seed), job_ids=submit(system, spec, args.jobs), beside=second,
-            kinds=menu(second, poison),
+            system=system, rng=random.Random(seed), job_ids=job_ids, beside=second, kinds=menu(second, poison),
+            seen=witness.Observer(store=system.store, home=system.home, job_ids=job_ids), before=before,
         )  # fmt: skip
         began_s, listed = time.monotonic(), rq_info.listings
-        disturb(soak, args.seconds, args.mean_s, console)
+        with eyes(system) as reader:
+            disturb(soak, args.seconds, args.mean_s, console)
         took_s = time.monotonic() - began_s
         listed = rq_info.listings - listed
-        history, violations = judge(soak, base)
+        history, violations, not_judged = judge(soak, base, reader)
     violations += honest(soak, listed, rq_info.tracebacks, took_s, planned(args.seconds, args.mean_s))
     share = args.jobs * steps * step_s / args.slots / took_s
     report = told(
@@ -166,6 +161,7 @@ def main() -> int:
         violations,
         rq_info_listings=listed,
         rq_info_tracebacks=rq_info.tracebacks,
+        not_judged=not_judged,
         seed=seed,
         took_s=took_s,
         share=share,
@@ -174,6 +170,7 @@ def main() -> int:
     )
     console.print(table(report))
     console.print(recovery_table(report))
+    console.print(f"Nothing was seen by which these could be judged: {'; '.join(not_judged)}", markup=False)
     for violation in violations:
         console.print(str(violation), style="red", markup=False)
     if args.json is not None:
@@ -235,7 +232,7 @@ def disturb(soak: Soak, seconds: float, mean_s: float, console: Console) -> None
                 soak.turn.insert(0, soak.turn.pop())
         if at_s - told_s >= 30:
             told_s = at_s
-            states = Counter(soak.samples[-1].states.values()) if soak.samples else {}
+            states = Counter(soak.seen.samples[-1].states.values()) if soak.seen.samples else {}
             words = ", ".join(f"{count} {state}" for state, count in states.items())
             console.print(f"  {at_s:6.0f} s  {len(soak.struck)} faults  {words}")
         if at_s > 2 * seconds + 120:
@@ -252,25 +249,31 @@ def honest(soak: Soak, listings: int, tracebacks: int, took_s: float, due: int) 
         found.append(f"rq info had {tracebacks} tracebacks")
     if listings < took_s / 5:
         found.append(f"rq info listed everything {listings} times in {took_s:.0f} s")
-    if soak.guarded < soak.looks / 2:
-        found.append(f"only {soak.guarded} of {soak.looks} looks saw two supervisors")
+    if soak.guarded < soak.seen.looks / 2:
+        found.append(f"only {soak.guarded} of {soak.seen.looks} looks saw two supervisors")
     return [Violation(invariant="soak", job=None, what=what) for what in found]
 
 
-def judge(soak: Soak, base: JobHistory) -> tuple[History, list[Violation]]:
+def judge(soak: Soak, base: JobHistory, reader: Eyes) -> tuple[History, list[Violation], tuple[str, ...]]:
+    """The history, what it breaks, and the rules that had nothing to judge."""
     expected = Expected(
         states=frozenset({JobState.SUCCEEDED}),
         redo_max=EVERY,
         series=oracle.canonical(base),
         summary=oracle.summary(base),
+        due=DUE,
+        noticed_max_s=STUCK_S,
+        stepping_max_s=STUCK_S,
     )
     system = soak.system
     wait_until(lambda: system.beats(Role.SUPERVISOR), 60.0, "no supervisor is left at the end")
     history = witness.read(
         system.store, soak.job_ids, home=system.home, expected=dict.fromkeys(soak.job_ids, expected),
-        samples=tuple(soak.samples), orphans=(*sorted(soak.orphans), *leftovers(system)), rules=rules(system),
+        samples=tuple(soak.seen.samples), orphans=(*sorted(soak.seen.orphans), *leftovers(system)),
+        holdings=(soak.before, held(system, soak.job_ids)), shown=tuple(reader.shown.values()), rules=rules(system),
     )  # fmt: skip
-    return history, oracle.check(history)
+    verdict = oracle.verdict(history)
+    return history, list(verdict.violations), verdict.not_judged
 
 
 def told(soak: Soak, history: History, violations: list[Violation], **facts: Any) -> dict[str, Any]:
@@ -291,8 +294,8 @@ def told(soak: Soak, history: History, violations: list[Violation], **facts: Any
         "faults_by_kind": dict(Counter(strike.name for strike in soak.struck)),
         "recoveries_by_kind": recoveries(soak.struck, history),
         "faults_missed": soak.missed,
-        "looks": soak.looks,
-        "looks_without_a_server": soak.blind,
+        "looks": soak.seen.looks,
+        "looks_without_a_server": soak.seen.blind,
         "looks_with_two_supervisors": soak.guarded,
         "starts_of_second_supervisor": soak.beside.supervisor.starts,
         "starts_of_second_host": soak.beside.host.starts,

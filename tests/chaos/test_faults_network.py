@@ -28,7 +28,7 @@ from trackside.models import Reason, Role
 from trackside.server import EmbeddedServer, ServerBinary
 from trackside.testing import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
 # The product's own: five tries of a beat, or two renewals of the lease, fit in it on a line of 200 ms +- 100 ms.
 LIMITS: Final = {**SETTINGS, "beat_ttl_s": "4", "lease_ttl_s": "3", "stall_limit_s": "60", "stall_floor_s": "60"}
 _KILLED: Final = frozenset({Reason.KILLED})
@@ -172,9 +172,13 @@ FAULTS: Final[tuple[tuple[str, str, Callable[[Network, Scene], Harm], dict[str, 
 # server is in reach again.
 SLOW: Final = {"F31a": "40", "F31": "60", "F32": "60", "F32b": "60"}
 BLIND: Final = ("F31", "F32", "F32b")
+IN_CI: Final = ("F28",)
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=[fault[0] for fault in FAULTS])
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(each, id=each[0], marks=() if each[0] in IN_CI else pytest.mark.chaos) for each in FAULTS],
+)
 def test_every_promise_is_held_when(
     fault: tuple[str, str, Callable[[Network, Scene], Harm], dict[str, Any]],
     network: Network,

@@ -75,7 +75,7 @@ CASES: Final = {
         reasons=(frozenset({Reason.DIVERGED}),),
     ),
 }  # fmt: skip
-QUICK: Final = ("segfault", "always-raise", "exit0", "fork")
+QUICK: Final = ("segfault", "always-raise", "exit0", "fork", "nan")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,6 @@ def test_a_killed_data_loader_is_made_good(
     judged(rehearse(system, fault, lambda: system.submit(script, "--fault", "loader"), base, rng))
 
 
-@pytest.mark.chaos
 def test_a_checkpoint_folder_that_is_gone_costs_the_checkpoints_and_is_told(
     system: Throwaway, script: Path, undisturbed: Baseline, judged: Callable[[Result], None]
 ) -> None:

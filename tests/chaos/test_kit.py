@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -13,7 +14,9 @@ from chaos.rqinfo import Watch, watched
 from chaos.soak import Soak, Strike, honest, moments
 from chaos.standstill import standstill
 from trackside.cli.throwaway import Throwaway
+from trackside.oracle import Holdings
 from trackside.testing import wait_until
+from trackside.witness import Observer
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -38,7 +41,8 @@ def test_a_soak_that_proves_nothing_fails() -> None:
         nobody = cast(Any, None)
         return Soak(
             system=cast(Throwaway, nobody), rng=random.Random(1), job_ids=[], beside=cast(Beside, nobody), kinds={},
-            struck=done, looks=100, guarded=guarded,
+            struck=done, guarded=guarded, before=Holdings(at_ms=0),
+            seen=Observer(store=nobody, home=Path(), job_ids=[], looks=100),
         )  # fmt: skip
 
     assert honest(soak(15, 90), 290, 0, 300.0, 15) == []
