@@ -97,6 +97,7 @@ def test_what_a_script_cannot_show_is_not_applicable_and_no_failure(tmp_path: Pa
     assert why.pop("F08a") == "it counts no steps"
     assert set(why.values()) == {"it saves no checkpoint"}
     assert "n/a" in answer.stdout
+    assert by_id(report)["F01"]["redone"] is None  # nobody counts its steps
 
 
 def test_a_script_that_takes_too_long_is_an_error_in_words_and_in_the_json(tmp_path: Path) -> None:

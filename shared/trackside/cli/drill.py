@@ -235,8 +235,8 @@ def table(results: list[Result]) -> Table:
         numbers = ("-",) * 5
         if cost is not None:
             numbers = (
-                _seconds(cost.noticed_s), _seconds(cost.stepping_s), str(cost.redone), str(cost.lost),
-                str(cost.doubled),
+                _seconds(cost.noticed_s), _seconds(cost.stepping_s), str(cost.redone) if result.counted else "-",
+                str(cost.lost) if result.counted else "-", str(cost.doubled),
             )  # fmt: skip
         found.add_row(f"{result.fault.id} {result.fault.name}", *numbers, verdict(result))
     return found
@@ -270,8 +270,8 @@ def as_json(result: Result) -> dict[str, Any]:
     costs: dict[str, Any] = {}
     if cost is not None:
         costs = {
-            "noticed_s": cost.noticed_s, "stepping_s": cost.stepping_s, "redone": cost.redone, "lost": cost.lost,
-            "doubled": cost.doubled,
+            "noticed_s": cost.noticed_s, "stepping_s": cost.stepping_s, "doubled": cost.doubled,
+            "redone": cost.redone if result.counted else None, "lost": cost.lost if result.counted else None,
         }  # fmt: skip
     return {
         "fault": result.fault.id, "name": result.fault.name, "job": result.job, "attempts": result.attempts,

@@ -75,6 +75,7 @@ class Result:
     judged: tuple[str, ...] = ()  # the oracle's rules that had something to judge
     error: str | None = None  # why it could not be judged
     not_applicable: str | None = None  # why it cannot be shown on this script; nothing was done
+    counted: bool = True  # whether the script counts steps, so that it is known how many were lost or done again
     seconds: float = 0.0
 
     @property
@@ -217,6 +218,7 @@ def judge(
         cost=oracle.measure(each, harm.at_ms),
         violations=(*verdict.violations, *harm.broken),
         judged=verdict.judged,
+        counted=base.last_step > 0,
     )
 
 
