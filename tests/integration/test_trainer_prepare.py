@@ -56,6 +56,9 @@ def test_a_worker_beats_while_a_slow_disk_makes_its_attempt_ready(trainer: Train
     goes_on()
     assert trainer.ended(job).reason is Reason.SUCCEEDED
     assert trainer.steps(job) == list(range(1, 21))
+    attempt = trainer.attempt(job)
+    waited_ms = (attempt.ended_at_ms or 0) - (attempt.started_at_ms or 0) - trainer.store.job(job.id).ran_ms
+    assert waited_ms > 2 * TTL_S * 1000, "what came before its process counts as its running time"
 
 
 def test_a_job_that_is_cancelled_while_its_attempt_is_made_ready_never_starts(trainer: Trainer) -> None:

@@ -185,6 +185,40 @@ def test_a_stop_saves_first_and_the_next_attempt_loses_no_step(make_run: MakeRun
     assert next(iter(second.steps(10))) == 5
 
 
+def test_a_pause_whose_checkpoint_is_told_to_nobody_is_refused(make_run: MakeRun) -> None:
+    run = make_run()
+    run.checkpointer(model=torch.nn.Linear(1, 1), every=None)
+    page = page_of(run)
+
+    def pause() -> None:
+        run.close()  # what is written to the journal from here on is lost, as on a full disk
+        page.command = Command.PAUSE
+
+    train(run, 4, pause)
+    assert (page.completed, page.refused) == (10, 0)
+
+
+def test_a_run_without_a_checkpointer_refuses_a_pause_and_says_so_before(make_run: MakeRun) -> None:
+    run = make_run()
+    page = page_of(run)
+    train(run, 4, lambda: setattr(page, "command", Command.PAUSE))
+    assert (page.saves, page.completed, page.refused) == (False, 10, 0)
+
+
+def test_a_pause_that_is_taken_back_while_it_is_saved_stops_nothing(make_run: MakeRun) -> None:
+    class Late(torch.nn.Linear):
+        def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            page.command = Command.NONE
+            return super().state_dict(*args, **kwargs)
+
+    run = make_run()
+    run.checkpointer(model=Late(1, 1), every=None)
+    page = page_of(run)
+    train(run, 4, lambda: setattr(page, "command", Command.PAUSE))
+    assert page.completed == 10
+    assert [record["s"] for record in records(run, "ck")] == [4, 10]
+
+
 @pytest.mark.parametrize("command", [Command.CANCEL, Command.FENCED])
 def test_an_attempt_that_is_cancelled_or_overtaken_saves_nothing(make_run: MakeRun, command: Command) -> None:
     run = make_run()

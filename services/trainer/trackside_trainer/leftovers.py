@@ -173,14 +173,16 @@ class Leftover:
         noticed = int((time.monotonic() - self._seen_s) * 1000)
         end = end_record(self._folders.journal) or told
         seen = evidence.bounded((death.words, evidence.last_lines(self._folders.output)))
+        ran_ms = 0 if self.taken.pid is None else None  # it had waited, or was being made ready
         if end is None:
             return Outcome(
                 reason=Reason.LOST if death.host else Reason.KILLED, detail=death.words, signal=death.signal,
                 first_step=first, last_step=last, evidence=seen, seen_by=self._by, noticed_after_ms=noticed,
+                ran_ms=ran_ms,
             )  # fmt: skip
         return judge(
             end, Exit(status=None, asked=asked), first_step=first, last_step=last, evidence=seen, seen_by=self._by,
-            noticed_after_ms=noticed,
+            noticed_after_ms=noticed, ran_ms=ran_ms,
         )  # fmt: skip
 
     def _page(self) -> tuple[int | None, int | None, Reason | None, dict[str, Any] | None]:

@@ -189,7 +189,7 @@ def slots(ctx: typer.Context, as_json: Json = False) -> None:
     --json: {"now_ms", "slots": [{"id", "host", "kind", "state", "threads", "gpu_name", "gpu_uuid", "gpu_memory_mib",
     "job", "attempt", "step", "total_steps", "steps_per_s", "last_step_s", "cordoned", "cordon_reason", "blocked",
     "throttled", "breaker", "breaker_failed", "breaker_until_ms"}]}; state is free, busy, silent, cordoned, resting or
-    blocked; "blocked" says why its GPU takes no job, "throttled" why it is slow; breaker is closed, open or probing.
+    blocked; "blocked" says why it takes no job, "throttled" why it is slow; breaker is closed, open or probing.
     """
     store = store_of(ctx)
     now, rows = slot_rows(store)
