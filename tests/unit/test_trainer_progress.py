@@ -254,7 +254,7 @@ def test_a_day_with_pauses_and_saves_of_twenty_steps_is_no_hang_and_a_hang_is_fo
 @pytest.mark.parametrize("step_s", [0.1, 2.0, 10.0, 60.0])
 def test_a_hang_within_a_save_is_found_in_bounds(step_s: float) -> None:
     watched = fresh()
-    day(watched, step_s)
+    watched.steps(10, step_s)
     watched.show(phase=Phase.SAVING)
     assert stalls(watched.wait(1800 + 60))[0].clock == "end of its checkpoint"
 

@@ -70,7 +70,9 @@ def test_the_verdict_comes_with_the_stacks(watched: Watched) -> None:
     state, stacks = hung.evidence
     assert state == "the process was sleeping"
     assert "line 11 in <module>" in stacks
-    assert "line 11 in <module>" in watched.output.read_text()
+    told = watched.output.read_text()
+    assert "line 11 in <module>" in told
+    assert "--stall-limit" in told
 
 
 @pytest.mark.parametrize("watched", ["ignores"], indirect=True)

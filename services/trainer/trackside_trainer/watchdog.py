@@ -26,6 +26,7 @@ _DUMP_WAIT_S: Final = 2.0
 _DUMP_MAX_CHARS: Final = 6_000
 _SLOW_S: Final = 5.0
 _DOUBLED_MAX: Final = 10
+_ONLY_SLOW: Final = "if it was only slow, submit it with a longer --stall-limit"
 _STATES: Final = {
     "T": "stopped by a signal (SIGSTOP)",
     "t": "stopped by a debugger",
@@ -137,7 +138,7 @@ class Watchdog:
         with suppress(OSError):
             fd = os.open(self._output, os.O_WRONLY | os.O_APPEND)
             try:
-                os.write(fd, f"\n[trackside] {why}; the process is asked to stop\n{dump}\n".encode())
+                os.write(fd, f"\n[trackside] {why}; the process is asked to stop ({_ONLY_SLOW})\n{dump}\n".encode())
             finally:
                 os.close(fd)
 
