@@ -76,6 +76,7 @@ def test_what_died_while_the_server_was_away_is_found_and_what_lives_is_left_alo
                 lambda: system.attempts(dying)[0].outcome, stated_s + BUSY_S, "nobody noticed that the host had died"
             )
             noticed_s = time.monotonic() - seen_s
+            assert noticed_s > ttl_s, "silence was judged before everybody could be heard out"
             assert system.job(living).attempt == 1
             assert system.ended(living).state is JobState.SUCCEEDED
             job = system.ended(dying)
