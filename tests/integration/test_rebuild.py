@@ -7,9 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import orjson
 import pytest
 
 from integration.test_supervisor import (
@@ -129,6 +131,95 @@ def test_a_supervisor_killed_in_the_middle_of_a_rebuild_is_followed_by_one_that_
     wait_until(lambda: ledger_has(supervisors.home, f'"at","id":"{newest}"'), 10, "the ledger stays behind")
     given = [event for event in state_of(store, "waits")[2] if event.kind is EventKind.ASSIGNED]
     assert [event.attempt for event in given] == [1]
+
+
+def cut(server: EmbeddedServer, size: Callable[[bytes], int]) -> None:
+    """The server is killed, and its append-only file loses its tail, as by a power cut."""
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGKILL)
+    server.stop()
+    (path,) = (server.home / "redis" / "appendonlydir").glob("*.incr.aof")
+    os.truncate(path, size(path.read_bytes()))
+    server.start().wait_ready()
+
+
+CUTS: dict[str, Callable[[bytes], int]] = {
+    "100 bytes": lambda data: len(data) - 100,
+    "in the middle of a change": lambda data: data.index(b"ts:job:last") + 5,
+}
+
+
+@pytest.mark.parametrize("where", CUTS)
+def test_what_a_cut_append_only_file_lost_is_told_and_comes_back(
+    own_server: EmbeddedServer, supervisors: Supervisors, where: str
+) -> None:
+    client = connect(own_server.url("trainer"))
+    store = Store(client, by="test")
+    submit_all(store)
+    supervisors.start()
+    with working(Trainer(client, SCRIPTS)):
+        wait_until(lambda: all_over(store), 20, "not everything ended")
+    store.submit("last", "last", SPEC)
+    wait_until(lambda: ledger_has(supervisors.home, '"last"'), 10, "the ledger did not take it in")
+    jobs = sorted(store.job_ids())
+    before = {job_id: state_of(store, job_id) for job_id in jobs}
+
+    cut(own_server, CUTS[where])
+
+    store.register_slot(SLOT)
+    wait_until(lambda: until_reachable(lambda: bool(store.jobs(["last"])), limit_s=20), 20, "what was lost stays lost")
+    with working(Trainer(client, {})):
+        wait_until(lambda: store.job("last").state is JobState.SUCCEEDED, 20, "nothing goes on")
+    assert {job_id: state_of(store, job_id) for job_id in jobs if job_id != "last"} == {
+        job_id: state for job_id, state in before.items() if job_id != "last"
+    }
+    told = [event.data["text"] for _, event in streams.history(client, "last") if event.cause == REBUILT]
+    if where != "100 bytes":  # those may be nothing but signs of life
+        assert ["without this job" in text for text in told] == [True]
+        assert replay_all(everything(store))[BEGUN] >= 1
+
+
+@pytest.mark.parametrize("returns", ["later", "before the rebuild"])
+def test_a_cordon_outlasts_the_loss_of_a_slot_that_has_left(
+    own_server: EmbeddedServer, supervisors: Supervisors, returns: str
+) -> None:
+    client = connect(own_server.url("trainer"))
+    store = Store(client, by="test")
+    gone = replace(SLOT, id="h-gpu0", kind="gpu")
+    for slot in (SLOT, gone):
+        store.register_slot(slot)
+    store.cordon(gone.id, cordoned=True, why="Xid 79")
+    first = supervisors.start()
+    wait_until(lambda: ledger_has(supervisors.home, '"cordoned":true'), 20, "the ledger did not take it in")
+    store.retire_slot(gone.id)  # the agent stops in order, as for a repair
+    wait_until(lambda: away(supervisors.home) == [gone.id], 10, "the ledger has forgotten it")
+
+    if returns == "later":
+        emptied(own_server)
+        wait_until(lambda: until_reachable(store.slots, limit_s=20), 20, "nothing was rebuilt")
+        assert [slot.id for slot in store.slots()] == [SLOT.id], "a slot that has left is on the books"
+        store.register_slot(gone)
+    else:
+        first.kill()
+        first.wait(10)
+        emptied(own_server)
+        until_reachable(lambda: store.register_slot(gone), limit_s=20)
+        store.tell_gpu(gone.id, blocked=None, throttled=None, events=[("gpu free", {})])
+        supervisors.start()
+    wait_until(lambda: store.slot(gone.id).cordoned, 20, "a slot that was taken out of service takes work")
+    assert store.slot(gone.id).cordon_reason == "Xid 79"
+
+    store.cordon(gone.id, cordoned=False)
+    store.retire_slot(gone.id)
+    wait_until(lambda: away(supervisors.home) == [], 10, "the ledger remembers a cordon that was lifted")
+
+
+def away(home: Path) -> list[str]:
+    """The slots of which the ledger knows that they left cordoned."""
+    lines = [
+        orjson.loads(line) for path in (home / "ledger").glob("*.jsonl") for line in path.read_bytes().splitlines()
+    ]
+    return [slot["id"] for slot in next((line["r"] for line in reversed(lines) if line["k"] == "away"), [])]
 
 
 def test_an_attempt_that_was_only_given_out_is_given_again_under_a_new_number(

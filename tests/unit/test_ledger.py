@@ -29,6 +29,7 @@ from trackside_supervisor.ledger import Kept, Ledger
 
 SPEC = JobSpec(program=Program(kind="script", target="train.py"), params={"lr": 0.1}, snapshot="ab" * 32)
 SLOT = Slot(id="h-cpu0", host="h", kind="cpu", storage="disk", cordoned=True)
+AWAY = replace(SLOT, id="h-gpu0", cordoned=True, cordon_reason="Xid 79")
 BREAKER = Breaker(slot="h-cpu0", state=BreakerState.OPEN, failed=("a", "b"), openings=1, until_ms=9)
 
 
@@ -50,13 +51,13 @@ def kept(name: str, events: range, number: int = 1) -> Kept:
 
 
 def content(found: Ledger) -> object:
-    return found.jobs, found.slots, found.breakers, found.cursor
+    return found.jobs, found.slots, found.away, found.breakers, found.cursor
 
 
 def filled(folder: Path) -> Ledger:
     found = Ledger.open(folder)
     found.append([kept("one", range(1, 4))], cursor="3-0")
-    found.append([kept("two", range(4, 6))], slots=(SLOT,), breakers=(BREAKER,), cursor="5-0")
+    found.append([kept("two", range(4, 6))], slots=(SLOT,), away=(AWAY,), breakers=(BREAKER,), cursor="5-0")
     found.append([kept("one", range(6, 8), number=2)], cursor="7-0")
     return found
 

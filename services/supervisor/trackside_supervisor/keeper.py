@@ -22,6 +22,7 @@ from trackside.config import Settings
 from trackside.errors import Conflict, NotFound
 from trackside.models import Attempt, AttemptState, Breaker, Job, Slot
 from trackside.restoring import Wanted, held
+from trackside.slotstore import decoded
 from trackside.store import Store
 from trackside_supervisor import older
 from trackside_supervisor.crashpoints import here
@@ -157,9 +158,16 @@ class Keeper:
         self._append(lambda ledger: ledger.append([Kept(job=job, attempts={job.attempt: attempt})]))
 
     def take_slots(self, slots: Iterable[Slot], breakers: Iterable[Breaker]) -> None:
-        """Note all slots and their breakers."""
+        """Note all slots, those that left cordoned, and the breakers."""
         now = tuple(slots), tuple(sorted(breakers, key=lambda breaker: breaker.slot))
-        self._append(lambda ledger: ledger.append(slots=now[0], breakers=now[1]))
+        self._append(lambda ledger: ledger.append(slots=now[0], away=self._away(ledger, now[0]), breakers=now[1]))
+
+    def _away(self, ledger: Ledger, slots: tuple[Slot, ...]) -> tuple[Slot, ...]:
+        """The cordoned slots that are off the books; the server keeps their records, and no list of them."""
+        listed = {slot.id for slot in slots}
+        left = {slot.id for slot in (*ledger.slots, *ledger.away) if slot.cordoned and slot.id not in listed}
+        found = decoded(Slot, self._store.hashes(keys.slot(slot_id) for slot_id in sorted(left))) if left else []
+        return tuple(slot for slot in found if slot.cordoned)
 
     def _append(self, act: Callable[[Ledger], None]) -> None:
         if self._ledger is None or not self.sure:

@@ -66,6 +66,7 @@ class Ledger:
         self.cursor: str | None = None  # the newest event that was taken in; None: nothing yet
         self.jobs: dict[str, Kept] = {}
         self.slots: tuple[Slot, ...] = ()
+        self.away: tuple[Slot, ...] = ()  # cordoned ones that left in order: they are cordoned when they return
         self.breakers: tuple[Breaker, ...] = ()
         self._path = folder / f"{os.getpid()}-{time.time_ns()}.jsonl"
         self._fd: int | None = None
@@ -122,6 +123,7 @@ class Ledger:
         jobs: Iterable[Kept] = (),
         *,
         slots: tuple[Slot, ...] | None = None,
+        away: tuple[Slot, ...] | None = None,
         breakers: tuple[Breaker, ...] | None = None,
         cursor: str | None = None,
     ) -> None:
@@ -132,6 +134,8 @@ class Ledger:
         lines = [line for kept in jobs for line in self._news(kept)]
         if slots is not None and slots != self.slots:
             lines.append(_line("slots", r=[orjson.Fragment(encode(slot)) for slot in slots]))
+        if away is not None and away != self.away:
+            lines.append(_line("away", r=[orjson.Fragment(encode(slot)) for slot in away]))
         if breakers is not None and breakers != self.breakers:
             lines.append(_line("breakers", r=[orjson.Fragment(encode(breaker)) for breaker in breakers]))
         if cursor is not None and cursor != self.cursor:
@@ -202,6 +206,7 @@ class Ledger:
             for entry, event in kept.history:
                 yield _line("event", id=entry, r=orjson.Fragment(encode(event)))
         yield _line("slots", r=[orjson.Fragment(encode(slot)) for slot in self.slots])
+        yield _line("away", r=[orjson.Fragment(encode(slot)) for slot in self.away])
         yield _line("breakers", r=[orjson.Fragment(encode(breaker)) for breaker in self.breakers])
         if self.cursor is not None:
             yield _line("at", id=self.cursor)
@@ -250,6 +255,8 @@ class Ledger:
                         kept.history.append((found["id"], event))
                 case "slots":
                     self.slots = tuple(decode(Slot, orjson.dumps(each)) for each in found["r"])
+                case "away":
+                    self.away = tuple(decode(Slot, orjson.dumps(each)) for each in found["r"])
                 case "breakers":
                     self.breakers = tuple(decode(Breaker, orjson.dumps(each)) for each in found["r"])
                 case "at":

@@ -7,17 +7,17 @@ middle, the next leader begins again and finds the rest.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict
-from typing import Any, Final, cast
+from dataclasses import asdict, replace
+from typing import Final
 
 from trackside import logs
 from trackside.bus import keys, streams
-from trackside.bus.client import Client, WatchError
-from trackside.codec import encode_fields
+from trackside.bus.client import Client, Pipeline
+from trackside.codec import decode_fields
 from trackside.errors import Conflict, IllegalTransition, NotFound
 from trackside.models import Breaker, Event, EventKind, Slot
 from trackside.restoring import Held, Written, put_back
+from trackside.slotstore import replace_hash
 from trackside.store import Store
 from trackside_supervisor import older
 from trackside_supervisor.crashpoints import here
@@ -26,6 +26,7 @@ from trackside_supervisor.ledger import Kept, Ledger
 BEGUN: Final = "server came back older"
 REBUILT: Final = "records rebuilt"
 _BEGUN_TEXT: Final = "the server has less than it had: the records are rebuilt from the supervisor's ledger"
+_CORDONS: Final = ("cordoned", "uncordoned")  # what people have asked of a slot since
 _PAGE: Final = 500
 
 
@@ -98,25 +99,40 @@ class Rebuild:
     def _restore_slots(self) -> None:
         """Slots come back by their agents; what people set on them, and their breakers, come back from here."""
         ledger = self._ledger
-        there = {slot.id: slot for slot in self._store.slots()}
         since = streams.read_events(self._client, ledger.cursor or "0-0", block_s=0.001, count=_PAGE)
-        asked = {event.data.get("slot") for _, event in since if event is not None and event.kind is EventKind.SLOT}
-        for slot in ledger.slots:
-            self._put(keys.slot(slot.id), slot)
-            if slot.cordoned and slot.id in there and not there[slot.id].cordoned and slot.id not in asked:
-                self._client.hset(keys.slot(slot.id), "cordoned", "true")
+        asked = {event.data.get("slot") for _, event in since if event is not None and event.cause in _CORDONS}
+        for slot in (*ledger.slots, *ledger.away):
+            self._put(keys.slot(slot.id), slot, listed=slot in ledger.slots)
+            if slot.cordoned and slot.id not in asked:
+                self._cordon(slot)
         for breaker in ledger.breakers:
-            self._put(keys.breaker(breaker.slot), breaker)
+            self._put(keys.breaker(breaker.slot), breaker, listed=False)
 
-    def _put(self, key: str, record: Slot | Breaker) -> None:
-        """Write a record where there is none."""
-        with self._store.client.pipeline() as pipe:
+    def _put(self, key: str, record: Slot | Breaker, *, listed: bool) -> None:
+        """Write a record where there is none; `listed`: a slot that is on the books."""
+
+        def turn(pipe: Pipeline) -> None:
             raw, _ = self._store.look(pipe, key, ("HGETALL", key))
             if raw:
                 return
             pipe.multi()
-            pipe.hset(key, mapping=cast(Any, encode_fields(record)))
-            if isinstance(record, Slot):
+            replace_hash(pipe, key, record)
+            if listed and isinstance(record, Slot):
                 pipe.sadd(keys.SLOTS, record.id)
-            with suppress(WatchError):  # its owner has just written it
+            pipe.execute()
+
+        self._store.until_undisturbed(turn, key)
+
+    def _cordon(self, slot: Slot) -> None:
+        """Cordon a slot again whose agent has registered it before it was restored."""
+        key = keys.slot(slot.id)
+
+        def turn(pipe: Pipeline) -> None:
+            raw, _ = self._store.look(pipe, key, ("HGETALL", key))
+            there = decode_fields(Slot, raw) if raw else slot
+            if not there.cordoned:
+                pipe.multi()
+                replace_hash(pipe, key, replace(there, cordoned=True, cordon_reason=slot.cordon_reason))
                 pipe.execute()
+
+        self._store.until_undisturbed(turn, key)
