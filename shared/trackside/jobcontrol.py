@@ -120,10 +120,19 @@ class JobControl(JobStore):
 
         return self.change(job_id, decide)
 
-    def retry(self, job_id: str, new_id: str, *, fresh: bool = False, by: str | None = None) -> Job:
+    def retry(
+        self,
+        job_id: str,
+        new_id: str,
+        *,
+        fresh: bool = False,
+        stall_limit_s: float | None = None,
+        by: str | None = None,
+    ) -> Job:
         """Submit a failed or cancelled job again, as a new one that goes on from the old one's checkpoints.
 
-        `fresh` starts over. The same `new_id` again returns what is there.
+        `fresh` starts over; `stall_limit_s` takes the place of the old one's. The same `new_id` again returns what is
+        there.
         """
         old = self.job(job_id)
         if old.state not in (JobState.FAILED, JobState.CANCELLED):
@@ -136,7 +145,9 @@ class JobControl(JobStore):
                     "one again with --after the new id",
                     job=job_id,
                 )
-        spec = replace(old.spec, retry_of=old.id, submitted_by=by or old.spec.submitted_by)
+        limit_s = old.spec.stall_limit_s if stall_limit_s is None else stall_limit_s
+        who = by or old.spec.submitted_by
+        spec = replace(old.spec, retry_of=old.id, submitted_by=who, stall_limit_s=limit_s)
         return self.submit(new_id, old.name, spec, checkpoints=() if fresh else _inherited(old))
 
 

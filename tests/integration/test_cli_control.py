@@ -64,6 +64,18 @@ def test_retry_prints_the_new_id_and_leaves_the_old_job(world: World) -> None:
     assert "cancel it first" in world.run("retry", "again", code=2).err
 
 
+def test_a_job_that_was_only_slow_is_retried_with_another_stall_limit(world: World) -> None:
+    world.failed("broken")
+    limits = {"45m": 2700.0, "none": 0.0}
+    for text, limit_s in limits.items():
+        new = world.run("retry", "broken", "--id", f"by-{text}", "--stall-limit", text, "--json").json
+        assert (new["spec"]["stall_limit_s"], new["spec"]["retry_of"]) == (limit_s, "broken")
+    world.run("retry", "broken", "--id", "by-45m", "--stall-limit", "45m")
+    assert "another stall limit" in world.run("retry", "broken", "--id", "by-45m", "--stall-limit", "1h", code=2).err
+    world.finish("by-45m", JobState.CANCELLED)
+    assert world.run("retry", "by-45m", "--json").json["spec"]["stall_limit_s"] == 2700.0, "as before"
+
+
 def test_slots_say_why_they_take_no_work(world: World) -> None:
     world.running("j")
     world.run("cordon", SLOT.id)

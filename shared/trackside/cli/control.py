@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from trackside.cli.context import find_job, find_jobs, store_of, who
-from trackside.cli.parse import duration_s
+from trackside.cli.parse import duration_s, stall_limit_s
 from trackside.cli.render import plain, print_json, record, say
 from trackside.errors import BusUnavailable, InvalidJob
 
@@ -152,6 +152,10 @@ def retry(
     ctx: typer.Context,
     job: OneJob,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over, without the old job's checkpoints.")] = False,
+    stall_limit: Annotated[
+        str | None,
+        typer.Option(metavar="TIME|none", help="No step for this long is a hang: 90s, 45m, none; default: as before."),
+    ] = None,
     job_id: Annotated[
         str | None, typer.Option("--id", metavar="JOB_ID", help="The new job's id; the same again adds nothing.")
     ] = None,
@@ -168,7 +172,10 @@ def retry(
     store = store_of(ctx)
     old = find_job(store, job)
     new_id = new_job_id(old.name) if job_id is None else check_job_id(job_id)
-    new = store.retry(old.id, new_id, fresh=fresh, by=who())
+    limit_s = None if stall_limit is None else stall_limit_s(stall_limit)
+    new = store.retry(old.id, new_id, fresh=fresh, stall_limit_s=limit_s, by=who())
+    if limit_s not in (None, new.spec.stall_limit_s):
+        raise InvalidJob(f"job {new_id!r} is there already, with another stall limit: choose another --id")
     if new.spec.retry_of != old.id:
         raise InvalidJob(f"job {new_id!r} is there already and is no retry of {old.id!r}: choose another --id")
     if as_json:
