@@ -270,7 +270,8 @@ def judge(soak: Soak, base: JobHistory, reader: Eyes) -> tuple[History, list[Vio
     history = witness.read(
         system.store, soak.job_ids, home=system.home, expected=dict.fromkeys(soak.job_ids, expected),
         samples=tuple(soak.seen.samples), orphans=(*sorted(soak.seen.orphans), *leftovers(system)),
-        holdings=(soak.before, held(system, soak.job_ids)), shown=tuple(reader.shown.values()), rules=rules(system),
+        holdings=(soak.before, held(system, soak.job_ids)), shown=tuple(reader.shown.values()),
+        operations=system.store.of(soak.job_ids), rules=rules(system),
     )  # fmt: skip
     verdict = oracle.verdict(history)
     return history, list(verdict.violations), verdict.not_judged

@@ -13,6 +13,8 @@ import pytest
 from trackside import witness
 from trackside.bus import beats
 from trackside.bus.client import connect
+from trackside.cli.asking import AskingStore
+from trackside.errors import IllegalTransition, NotFound
 from trackside.models import Beat, CheckpointRef, JobSpec, JobState, Outcome, Program, Reason, Role, Slot
 from trackside.oracle import History, verdict
 from trackside.sdk.checkpoints import CheckpointStore
@@ -206,3 +208,23 @@ def test_what_is_held_is_counted(store: Store, fresh_home: Path, start: Start) -
     assert held.usage["redis"].fds >= 3
     assert held.usage["launcher"].rss_mib > 1
     assert held.streams["ts:metrics:j"] == (1, 200_000)
+
+
+def test_what_is_asked_is_written_down_with_its_answer(bus_urls: Mapping[str, str]) -> None:
+    asking = AskingStore(connect(bus_urls["submitter"]), by="cli:test")
+    asking.submit("j", "j", SPEC)
+    asking.cancel("j")
+    with pytest.raises(IllegalTransition):
+        asking.pause("j")
+    with pytest.raises(NotFound):
+        asking.resume("nobody")
+    assert [(each.what, each.job, each.error is None) for each in asking.operations] == [
+        ("submit", "j", True), ("cancel", "j", True), ("pause", "j", False), ("resume", "nobody", False),
+    ]  # fmt: skip
+    history = witness.read(asking, ["j"], operations=asking.of(["j"]))
+    assert len(history.operations or ()) == 3
+    said = verdict(history)
+    assert said.violations == ()
+    assert "I16 what was acknowledged is done" in said.judged
+    unasked = witness.read(asking, ["j"], operations=())
+    assert [violation.rule for violation in verdict(unasked).violations] == ["I16 what was acknowledged is done"]

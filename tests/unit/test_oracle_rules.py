@@ -35,6 +35,7 @@ from trackside.oracle import (
     History,
     Holdings,
     JobHistory,
+    Operation,
     Proof,
     Rules,
     Sample,
@@ -97,6 +98,7 @@ WHOLE = History(
         Holdings(at_ms=1, usage=USAGE),
         Holdings(at_ms=3, usage=USAGE, streams={"ts:events": (100, 1000)}, unfinished={JOB: 0}, damaged={JOB: 0}),
     ),
+    operations=(Operation(at_ms=1, what="submit", job=JOB), Operation(at_ms=1, what="submit", job=CALM)),
     shown=(Shown(what="a worker", live=True, age_s=1.0, limit_s=2.0),),
     denials=(Denial(what="XADD", by="dashboard", refused=True, told=True, survived=True),),
     rules=Rules(differs=lambda each: WRONG if each.cause == WRONG else None),
@@ -152,9 +154,18 @@ def denied(**fields: object) -> Plant:
     )
 
 
+def asked(what: str, job_id: str = JOB) -> Plant:
+    """One more wish, acknowledged."""
+    wish = Operation(at_ms=2, what=what, job=job_id)
+    return lambda history: replace(history, operations=(*(history.operations or ()), wish))
+
+
 PLANTED: dict[str, list[Plant]] = {
     "I1 ends once": [job(lambda h: with_event(h, event(EventKind.TRANSITION, 2011, 2, old=S, new=S)))],
-    "I2 acknowledged jobs are there": [lambda h: replace(h, jobs=(HARMED,))],
+    "I2 acknowledged jobs are there": [
+        lambda h: replace(h, jobs=(HARMED,), operations=None),
+        asked("submit", job_id="train-3"),
+    ],
     "I2 at every look": [
         looks(1, states={CALM: S}),
         looks(2, live=frozenset({JOB})),
@@ -229,6 +240,12 @@ PLANTED: dict[str, list[Plant]] = {
     "I15 lengths of streams": [after(streams={"ts:events": (1300, 1000)})],
     "I15 left on the disk": [after(unfinished={JOB: 1}), after(damaged={JOB: 3})],
     "I16 done once": [job(lambda h: with_event(h, EVENTS[0], at=1))],
+    "I16 what was acknowledged is done": [
+        asked("cancel"),
+        asked("pause"),
+        job(lambda h: changed_event(h, 6, cause="pause requested")),
+        lambda h: replace(asked("cancel")(h), jobs=(replace(HARMED, job=replace(HARMED.job, state=JobState.FAILED)),)),
+    ],
     "I17 events fold to the record": [job(lambda h: changed_event(h, 10, old=JobState.WAITING))],
     "I17 decisions about a job": [job(lambda h: changed_event(h, 1, cause=WRONG))],
     "I17 decisions about slots": [lambda h: replace(h, slots=(replace(h.slots[0], cause=WRONG),))],
@@ -266,13 +283,31 @@ def test_a_rule_finds_what_is_planted_for_it(rule: str, plant: Plant) -> None:
 
 def test_what_nobody_looked_at_is_not_judged_and_said_to_be_so() -> None:
     bare = replace(
-        WHOLE, samples=(), slots=(), orphans=None, holdings=(), shown=(), denials=(), rules=Rules(),
+        WHOLE, samples=(), slots=(), orphans=None, holdings=(), operations=None, shown=(), denials=(), rules=Rules(),
         jobs=tuple(replace(each, proofs=None, files=None, output=(), expected=Expected()) for each in WHOLE.jobs),
     )  # fmt: skip
     unseen = verdict(bare).not_judged
     assert unseen == not_judged(verdict(bare).judged)
     assert {rule.split()[0] for rule in unseen} == {
-        *("I2", "I3", "I4", "I5", "I6", "I7", "I8", "I9", "I10", "I11", "I13", "I14", "I15", "I17", "I18", "I19"),
+        *(
+            "I2",
+            "I3",
+            "I4",
+            "I5",
+            "I6",
+            "I7",
+            "I8",
+            "I9",
+            "I10",
+            "I11",
+            "I13",
+            "I14",
+            "I15",
+            "I16",
+            "I17",
+            "I18",
+            "I19",
+        ),
     }
     assert {rule.split()[0] for rule in verdict(bare).judged} == {
         *("I1", "I2", "I3", "I4", "I5", "I7", "I12", "I16", "I17")

@@ -205,7 +205,7 @@ def judge(
     history = system.ask(
         lambda: witness.read(
             system.store, wanted, home=system.home, expected=wanted, orphans=left, rules=rules(system),
-            denials=tuple(harm.denials), shown=tuple(harm.shown), **beside,
+            denials=tuple(harm.denials), shown=tuple(harm.shown), operations=system.store.of(list(wanted)), **beside,
         )
     )  # fmt: skip
     verdict = oracle.verdict(history)

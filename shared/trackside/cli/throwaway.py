@@ -19,13 +19,14 @@ from typing import Any, Final, TypeVar
 from trackside import launcher
 from trackside.bus import beats
 from trackside.bus.client import connect
+from trackside.cli.asking import AskingStore
 from trackside.config import Settings
 from trackside.errors import NotFound, ServerError, TracksideError
 from trackside.ids import new_job_id
 from trackside.models import Beat, Job, JobState, Role
+from trackside.oracle import Operation
 from trackside.processes import die_with_parent
 from trackside.retry import until_reachable
-from trackside.store import Store
 from trackside.testing import wait_until
 
 T = TypeVar("T")
@@ -55,7 +56,7 @@ class Throwaway:
         self.process, self.env, self.home, self.log = process, env, home, log
         self.settings = Settings.from_environ(env, home=home)
         self.client = connect(url or launcher.client_url(self.settings, "submitter"), name="drill")
-        self.store = Store(self.client, by="cli:drill")
+        self.store = AskingStore(self.client, by="cli:drill")
 
     def trackside(self, *words: str) -> str:
         """Run a command as a person would; returns what it prints, raises TracksideError with what it says."""
@@ -67,7 +68,9 @@ class Throwaway:
 
     def submit(self, script: Path, *argv: str, options: tuple[str, ...] = ()) -> str:
         """Submit a script; returns the job's id."""
-        return self.trackside("submit", str(script), *options, "--", *argv)
+        at_ms, job_id = now_ms(), self.trackside("submit", str(script), *options, "--", *argv)
+        self.store.operations.append(Operation(at_ms=at_ms, what="submit", job=job_id))
+        return job_id
 
     def again(self, job: Job, **changes: Any) -> str:
         """Submit a job's own specification once more, with changes to it; returns the new job's id."""

@@ -34,6 +34,7 @@ from trackside.oracle.history import (
     History,
     Holdings,
     JobHistory,
+    Operation,
     Proof,
     Rules,
     Sample,
@@ -45,8 +46,8 @@ from trackside.oracle.verdicts import INVARIANTS, JobRule, SystemRule, Verdict, 
 
 __all__ = [
     # what is judged
-    "Denial", "Entry", "Expected", "Files", "History", "Holdings", "JobHistory", "Proof", "Rules", "Sample", "Shown",
-    "Usage", "Value",
+    "Denial", "Entry", "Expected", "Files", "History", "Holdings", "JobHistory", "Operation", "Proof", "Rules",
+    "Sample", "Shown", "Usage", "Value",
     # judging
     "INVARIANTS", "JOB_RULES", "SYSTEM_RULES", "Verdict", "Violation", "check", "not_judged", "verdict",
     # measuring

@@ -132,6 +132,16 @@ class Denial:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Operation:
+    """What somebody asked for: submit, cancel, pause or resume; without an error it was acknowledged."""
+
+    at_ms: int
+    what: str
+    job: str
+    error: str | None = None  # the answer; where none was heard it may have been done all the same
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Rules:
     """The settings that promises are measured by."""
 
@@ -154,6 +164,7 @@ class History:
     slots: tuple[Event, ...] = ()  # what was told of slots
     orphans: tuple[str, ...] | None = None  # processes that outlived their attempts
     holdings: tuple[Holdings, ...] = ()  # before and after
+    operations: tuple[Operation, ...] | None = None  # all that was asked of these jobs, in order
     shown: tuple[Shown, ...] = ()
     denials: tuple[Denial, ...] = ()
     rules: Rules = field(default_factory=Rules)

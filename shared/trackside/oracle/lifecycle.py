@@ -31,7 +31,8 @@ def _terminal_once(each: JobHistory, history: History) -> Iterator[str]:
 
 def _acknowledged(history: History) -> Iterator[str]:
     there = {each.job.id for each in history.jobs}
-    for job_id in history.submitted:
+    asked = [each.job for each in history.operations or () if each.what == "submit" and each.error is None]
+    for job_id in dict.fromkeys((*history.submitted, *asked)):
         if job_id not in there:
             yield f"{job_id} was submitted and is not on the bus"
 
@@ -103,6 +104,27 @@ def _idempotent(each: JobHistory, history: History) -> Iterator[str]:
         yield f"checkpoints accepted twice: {twice}"
 
 
+# What a wish leads to at once, and the cause that its event tells.
+_WISHES: Final = {
+    "cancel": (frozenset({JobState.CANCELLING, JobState.CANCELLED}), "cancel requested"),
+    "pause": (frozenset({JobState.PAUSING, JobState.PAUSED}), "pause requested"),
+}
+
+
+def _heeded(each: JobHistory, history: History) -> Iterator[str]:
+    """What was acknowledged was done, and nothing was done that nobody asked for."""
+    asked = [operation for operation in history.operations or () if operation.job == each.job.id]
+    for what, (states, cause) in _WISHES.items():
+        wishes = [operation for operation in asked if operation.what == what]
+        done = any(event.kind is EventKind.TRANSITION and event.new in states for event in each.events)
+        if any(wish.error is None for wish in wishes) and not done:
+            yield f"the wish to {what} it was acknowledged, and nothing came of it: it is {each.job.state}"
+        if not wishes and any(event.cause == cause for event in each.events):
+            yield f"it says {cause!r}, and nobody asked"
+    if each.job.state is JobState.FAILED and any(wish.what == "cancel" and wish.error is None for wish in asked):
+        yield "it was cancelled, and is failed"
+
+
 JOB_RULES: Final = (
     JobRule(invariant="I1", name="ends once", sees=lambda each, history: True, broken=_terminal_once),
     JobRule(invariant="I4", name="numbered attempts", sees=lambda each, history: True, broken=_attempts),
@@ -113,6 +135,12 @@ JOB_RULES: Final = (
         broken=_as_many_as_due,
     ),
     JobRule(invariant="I16", name="done once", sees=lambda each, history: True, broken=_idempotent),
+    JobRule(
+        invariant="I16",
+        name="what was acknowledged is done",
+        sees=lambda each, history: history.operations is not None,
+        broken=_heeded,
+    ),
 )
 SYSTEM_RULES: Final = (
     SystemRule(
