@@ -301,7 +301,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     Fault(id="F18", name="leader frozen past its lease", inject=stale_leader, bystander=True, reasons=(_DIED,)),
     Fault(id="F20", name="server killed", inject=kill_server, bystander=True, quick=True, attempts_max=1),
     Fault(id="F22", name="server dead past every limit", inject=server_away, bystander=True, attempts_max=1),
-    Fault(id="F26", name="server frozen for 3 s", inject=freeze_server, quick=True, attempts_max=1),
+    Fault(id="F26", name="server frozen for 3 s", inject=freeze_server, attempts_max=1),
     Fault(
         id="F37a",
         name="disk full at a checkpoint",
