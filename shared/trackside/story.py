@@ -20,6 +20,7 @@ from trackside.models import (
     EventKind,
     Job,
     JobState,
+    Reason,
     Role,
     Slot,
 )
@@ -241,7 +242,8 @@ def what_is_next(job: Job, newest: Attempt | None, now_ms: int, place: int | Non
             )
         case JobState.SUCCEEDED:
             return "it is done"
-    return f"it is over; `trackside retry {job.id}` does it again, from {_start(job)}"
+    slow = "; if it was only slow, give it a longer --stall-limit" if job.reason is Reason.STALLED else ""
+    return f"it is over; `trackside retry {job.id}` does it again, from {_start(job)}{slow}"
 
 
 def obstacles(

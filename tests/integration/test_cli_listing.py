@@ -115,6 +115,9 @@ def test_at_80_columns_ids_stay_whole_and_reasons_get_their_own_line(world: Worl
     world.running("digits-abc123")
     world.failed("a-rather-long-name-of-a-job-111111", "a rather long name of a job")
 
+    for role in (Role.SUPERVISOR, Role.AGENT):
+        beats.publish(world.client, Beat(role=role, name="box", host="box", pid=123456, started_at_ms=1, at_ms=1), 60)
+
     lines = re.sub(r"\x1b\[[0-9;]*m", "", terminal_output(world, "ls")).splitlines()
 
     assert max(map(len, lines)) <= 80

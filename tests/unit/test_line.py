@@ -1,4 +1,4 @@
-"""A job's place in line is the one by which slots are given out."""
+"""A job's place in line is the one by which slots are given out; what comes next for it is told in words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trackside import line
-from trackside.models import Job, JobSpec, JobState, Program, Slot
+from trackside.models import Job, JobSpec, JobState, Program, Reason, Slot
 from trackside.story import what_is_next
 from trackside_supervisor.placement import place
 
@@ -47,6 +47,12 @@ def test_slots_are_given_out_in_that_order() -> None:
 def test_what_comes_next_names_the_place() -> None:
     assert what_is_next(queued("a", 1), None, 5, 3) == "next: waits for a free slot (3rd in line)"
     assert what_is_next(queued("a", 1), None, 5) == "next: waits for a free slot"
+
+
+def test_a_job_given_up_as_hung_is_told_how_to_be_given_more_time() -> None:
+    failed = replace(queued("a", 1), state=JobState.FAILED)
+    assert "--stall-limit" in what_is_next(replace(failed, reason=Reason.STALLED), None, 5)
+    assert "--stall-limit" not in what_is_next(replace(failed, reason=Reason.KILLED), None, 5)
 
 
 @pytest.mark.parametrize(

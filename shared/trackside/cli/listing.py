@@ -137,6 +137,8 @@ def _select(store: Store, *, show_all: bool, state: State | None, limit: int | N
 def ps(ctx: typer.Context, as_json: Json = False) -> None:
     """List every process of the system, silent ones too.
 
+    A narrow terminal gets neither hosts, CPU nor memory.
+
     --json: {"now_ms", "processes": [{"role", "name", "pid", "host", "slot", "job", "attempt", "attempt_pid", "status",
     "age_s", "step", "total_steps", "steps_per_s", "last_step_s", "cpu_pct", "rss_mib"}]}; status is ok, stopping or
     silent. Three clocks: the process by its pid, its beat by age_s, its training by last_step_s.
@@ -157,7 +159,7 @@ def ps(ctx: typer.Context, as_json: Json = False) -> None:
         Column(title="SLOT"), Column(title="JOB"), Column(title="ATT", justify="right"), Column(title="STATUS"),
         Column(title="BEAT", justify="right"), Column(title="STEP", justify="right"),
         Column(title="LAST STEP", justify="right"),
-        Column(title="CPU%", justify="right"), Column(title="RSS MiB", justify="right"),
+        *([] if narrow() else [Column(title="CPU%", justify="right"), Column(title="RSS MiB", justify="right")]),
     ]  # fmt: skip
     print_table(
         columns,
@@ -166,7 +168,7 @@ def ps(ctx: typer.Context, as_json: Json = False) -> None:
                 row["role"], row["pid"], *([row["host"]] if hosts else []), row["slot"],
                 row["job"], row["attempt"], row["status"], span(row["age_s"]),
                 progress(row["step"], row["total_steps"]), span(row["last_step_s"]),
-                number(row["cpu_pct"]), _whole(row["rss_mib"]),
+                *([] if narrow() else [number(row["cpu_pct"]), _whole(row["rss_mib"])]),
             )
             for row in rows
         ],
