@@ -83,6 +83,7 @@ def strike(step):
     elif fault == "fork":
         if os.fork() == 0:
             os.setsid()
+            os.chdir("/")
             time.sleep(3600)
         os.kill(os.getpid(), 9)
 

@@ -127,7 +127,7 @@ def partition_of_the_host(network: Network, scene: Scene) -> Harm:
 
 
 FAULTS: Final[tuple[tuple[str, str, Callable[[Network, Scene], Harm], dict[str, Any]], ...]] = (
-    ("F28", "twenty replies lost", lost_replies, {"attempts_max": 1}),
+    ("F28", "twenty replies lost", lost_replies, {"attempts_max": 1, "bystander": True}),
     ("F28a", "replies lost around a death", lost_replies_and_a_death, {"reasons": (_KILLED,)}),
     (
         "F29", "connections reset now and then",
@@ -142,28 +142,28 @@ FAULTS: Final[tuple[tuple[str, str, Callable[[Network, Scene], Harm], dict[str, 
     (
         "F31", "everything cut off from the server",
         lambda network, scene: partition(network, scene, swallow_requests=True, swallow_replies=True),
-        {"attempts_max": 1},
+        {"attempts_max": 1, "bystander": True},
     ),
     (
         "F32", "answers do not arrive",
         lambda network, scene: partition(network, scene, swallow_replies=True),
-        {"attempts_max": 1},
+        {"attempts_max": 1, "bystander": True},
     ),
     (
         "F32b", "requests do not arrive",
         lambda network, scene: partition(network, scene, swallow_requests=True),
-        {"attempts_max": 1},
+        {"attempts_max": 1, "bystander": True},
     ),
     ("F31a", "trainer cut off, supervisor sees", partition_of_the_host, {"attempts_max": 3, "reasons": (_LOST,)}),
     (
         "F33", "200 ms +- 100 ms, 5 % resets, 64 kB/s",
         lambda network, scene: bad_line(network, scene, 0.1, 0.2, 0.05),
-        {"attempts_max": 1},
+        {"attempts_max": 1, "bystander": True},
     ),
     (
         "F33a", "slow, thin, breaking line",
         lambda network, scene: bad_line(network, scene, 0.01, 0.02, 0.005),
-        {"attempts_max": 1},
+        {"attempts_max": 1, "bystander": True},
     ),
 )  # fmt: skip
 
