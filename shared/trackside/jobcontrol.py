@@ -9,7 +9,7 @@ from trackside.bus.client import Pipeline
 from trackside.codec import decode_fields
 from trackside.errors import IllegalTransition, InvalidJob, NotFound
 from trackside.jobstore import Change, JobStore
-from trackside.models import CheckpointRef, Event, EventKind, Job, JobSpec, JobState
+from trackside.models import ACTIVE, CheckpointRef, Event, EventKind, Job, JobSpec, JobState
 
 
 class JobControl(JobStore):
@@ -64,7 +64,7 @@ class JobControl(JobStore):
                 return None
             if job.state.terminal:
                 raise IllegalTransition(f"job {job_id!r} has {job.state} already: nothing to cancel", state=job.state)
-            running = job.slot is not None
+            running = _runs(job)
             new = JobState.CANCELLING if running else JobState.CANCELLED
             detail = "stops at the next step" if running else "cancelled before it ran again"
             return self.moved(job, new, now, cause="cancel requested", detail=detail)
@@ -77,7 +77,7 @@ class JobControl(JobStore):
         def decide(job: Job, now: int) -> Change | None:
             if job.state in (JobState.PAUSING, JobState.PAUSED):
                 return None
-            given = job.slot is not None
+            given = _runs(job)
             new = JobState.PAUSING if given else JobState.PAUSED
             detail = "saves at the next step" if given else "paused; `trackside resume` goes on"
             return self.moved(job, new, now, cause="pause requested", detail=detail)
@@ -149,6 +149,11 @@ class JobControl(JobStore):
         who = by or old.spec.submitted_by
         spec = replace(old.spec, retry_of=old.id, submitted_by=who, stall_limit_s=limit_s)
         return self.submit(new_id, old.name, spec, checkpoints=() if fresh else _inherited(old))
+
+
+def _runs(job: Job) -> bool:
+    """Whether an attempt has the job, or has just ended: what comes of that is the supervisor's to say."""
+    return job.slot is not None or job.state in ACTIVE
 
 
 def _waits(spec: JobSpec, job: Job | None = None) -> str:

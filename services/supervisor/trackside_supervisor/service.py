@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from dataclasses import replace
+from contextlib import suppress
 from types import FrameType
 
 from trackside import logs
@@ -19,7 +19,7 @@ from trackside.bus import beats, streams
 from trackside.bus.client import Client, connect, service_url
 from trackside.clock import Clock, SystemClock
 from trackside.config import Settings
-from trackside.errors import BusError, Conflict, NotFound, TracksideError
+from trackside.errors import BusError, Conflict, DecodeError, NotFound, TracksideError
 from trackside.line import FREE_SLOT
 from trackside.models import ACTIVE, Attempt, AttemptState, Beat, EventKind, Job, JobState, Role
 from trackside.store import Store
@@ -121,6 +121,7 @@ class Supervisor:
         """See that the server has all that it had; after a rebuild everybody is heard out before silence is judged."""
         verdict = self._keeper.settle()
         if self._leads_anew:
+            here("before leads")
             self._store.tell(LEADS, host=self._host, pid=os.getpid(), ledger="new" if self._keeper.is_new else "kept")
             self._leads_anew = False
         if verdict is None:
@@ -194,11 +195,13 @@ class Supervisor:
                 return
             try:
                 self._jobs[job.id] = self._settle(job, sight)
-            except NotFound:
+            except NotFound as error:
                 self._jobs.pop(job.id, None)
-            except BusError:
-                raise
+                self._log.warning("job_skipped", job=job.id, error=str(error))
             except TracksideError as error:
+                # One record that cannot be read is no reason to stop for all.
+                if isinstance(error, BusError) and not isinstance(error, DecodeError):
+                    raise
                 self._log.warning("job_skipped", job=job.id, error=str(error))
         self._jobs = {job_id: job for job_id, job in self._jobs.items() if not job.state.terminal}
         if self._clock.monotonic_s() >= self._tend_due_s:
@@ -223,7 +226,7 @@ class Supervisor:
         loss = lost(job, attempt, sight, self._limits)
         if loss is not None:
             job = self._actions.end_lost(job, attempt, loss)
-            attempt = replace(attempt, state=AttemptState.ENDED, outcome=loss.outcome)
+            attempt = self._store.attempt(job.id, job.attempt)  # its worker may have reported its end meanwhile
         if attempt.state is AttemptState.ENDED:
             return self._actions.conclude(job, attempt, self._previous(attempt))
         return job
@@ -235,10 +238,11 @@ class Supervisor:
             live = self._jobs.get(parent)
             states[parent] = live.state if live is not None else self._ended.get(parent)
         unknown = [parent for parent, state in states.items() if state is None]
-        for found in self._store.jobs(unknown) if unknown else []:
-            states[found.id] = found.state
-            if found.state.terminal:
-                self._ended[found.id] = found.state
+        for parent in unknown:
+            with suppress(NotFound):
+                state = states[parent] = self._store.job(parent).state
+                if state.terminal:
+                    self._ended[parent] = state
         return parents.verdict(job, states)
 
     def _previous(self, attempt: Attempt) -> Attempt | None:

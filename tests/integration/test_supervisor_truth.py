@@ -1,0 +1,118 @@
+"""What an attempt's own worker said of its end stands, and one record that cannot be read stops nobody else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from integration.test_supervisor import SLOT, SPEC, TIMES, Trainer, working
+from trackside.bus import keys
+from trackside.bus.client import Client, connect
+from trackside.config import Settings
+from trackside.models import Attempt, Job, JobState, Outcome, Reason
+from trackside.store import Store
+from trackside.testing import wait_until
+from trackside_supervisor.service import Supervisor
+from trackside_supervisor.watch import Loss
+
+OF_A_LATER_VERSION = b'"of a later version"'
+
+
+@pytest.fixture
+def client(bus_urls: Mapping[str, str]) -> Client:
+    return connect(bus_urls["trainer"])
+
+
+@pytest.fixture
+def store(client: Client) -> Store:
+    """As a trainer has it, with one slot."""
+    found = Store(client, by="worker:h-cpu0")
+    found.register_slot(SLOT)
+    return found
+
+
+@pytest.fixture
+def supervisor(bus_urls: Mapping[str, str], tmp_path: Path) -> Iterator[Supervisor]:
+    """One in this process, which leads for as long as a test takes."""
+    times = {**TIMES, "lease_ttl_s": 60.0, "beat_ttl_s": 1.0}  # or a slow round blinds it
+    settings = Settings.from_environ({}, home=tmp_path, log_level="error", host="h", **times)
+    found = Supervisor(settings, connect(bus_urls["supervisor"]), bus_urls["supervisor"])
+    yield found
+    found.lease.release()
+
+
+def until(supervisor: Supervisor, store: Store, job_id: str, state: JobState) -> Job:
+    """Let the supervisor work until the job is in that state."""
+
+    def there() -> bool:
+        supervisor.tick()
+        return store.job(job_id).state is state
+
+    wait_until(there, 20, f"{job_id} did not become {state}: {store.job(job_id)}")
+    return store.job(job_id)
+
+
+def claimed(supervisor: Supervisor, store: Store, trainer: Trainer, job_id: str) -> None:
+    """Submit a job, and let the slot's worker take it."""
+    store.submit(job_id, job_id, SPEC)
+
+    def given() -> bool:
+        trainer.beat()
+        supervisor.tick()
+        return store.job(job_id).slot == SLOT.id
+
+    wait_until(given, 10, f"{job_id} was given to nobody")
+    store.claim(job_id, 1, worker_pid=trainer.pid)
+
+
+def test_an_end_that_comes_while_its_attempt_is_taken_for_lost_stands(
+    client: Client, store: Store, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed(supervisor, store, Trainer(client, {}), "j")
+    end_lost = supervisor._actions.end_lost
+    taken: list[str] = []
+
+    def late(job: Job, attempt: Attempt, loss: Loss) -> Job:
+        taken.append(loss.rule)
+        store.end_attempt("j", 1, Outcome(reason=Reason.SUCCEEDED, detail="done"))
+        return end_lost(job, attempt, loss)
+
+    monkeypatch.setattr(supervisor._actions, "end_lost", late)
+    job = until(supervisor, store, "j", JobState.SUCCEEDED)
+    assert taken == ["silent host"]
+    assert (job.attempt, job.reason) == (1, Reason.SUCCEEDED)
+
+
+@pytest.mark.parametrize("asked", ["pause", "cancel"])
+def test_what_is_asked_just_after_an_end_does_not_undo_it(
+    client: Client, store: Store, supervisor: Supervisor, asked: str
+) -> None:
+    claimed(supervisor, store, Trainer(client, {}), "j")
+    store.end_attempt("j", 1, Outcome(reason=Reason.SUCCEEDED, detail="done"))
+    (store.pause if asked == "pause" else store.cancel)("j")
+    assert until(supervisor, store, "j", JobState.SUCCEEDED).attempt == 1
+
+
+@pytest.mark.parametrize("damaged", ["attempt", "parent"])
+def test_a_record_that_cannot_be_read_stops_its_own_job_only(
+    client: Client, store: Store, supervisor: Supervisor, bus_urls: Mapping[str, str], damaged: str
+) -> None:
+    trainer = Trainer(client, {})
+    claimed(supervisor, store, trainer, "a")
+    store.submit("child", "child", replace(SPEC, after=("a",)))
+    key = keys.attempt("a", 1) if damaged == "attempt" else keys.job("a")
+    was = client.hget(key, "state")
+    behind = connect(bus_urls["tester"])
+    behind.hset(key, "state", OF_A_LATER_VERSION)
+    store.submit("b", "b", replace(SPEC, slot=None))
+    store.register_slot(replace(SLOT, id="h-cpu1"))
+    for _ in range(20):
+        supervisor.tick()
+    assert store.job("child").state is JobState.QUEUED, "nobody knows yet whether its parent succeeded"
+    behind.hset(key, "state", was)
+    with working(trainer):
+        for job_id in ("a", "b", "child"):
+            until(supervisor, store, job_id, JobState.SUCCEEDED)
