@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,11 +24,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 @contextmanager
-def serving(home: Path, url: str, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+def serving(home: Path, url: str, *words: str, port: int = 0) -> Iterator[subprocess.Popen[bytes]]:
     """A service whose every line meets ENOSPC."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("TRACKSIDE_")}
     env |= {"TRACKSIDE_REDIS_URL": url, "TRACKSIDE_HOST": "box", "TRACKSIDE_PROFILE": "test"}
-    env |= {"TRACKSIDE_STOP_GRACE_S": "10"}
+    env |= {"TRACKSIDE_STOP_GRACE_S": "10", "TRACKSIDE_DASHBOARD_PORT": str(port)}
     command = [sys.executable, "-m", "trackside", "--home", str(home), *words]
     with Path("/dev/full").open("wb") as full:
         process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=full, stderr=full)
@@ -71,3 +73,25 @@ def test_supervisor_and_trainer_go_on_where_log_and_ledger_meet_a_full_disk(
         assert leader is not None
         assert leader.leader
     store.client.close()
+
+
+def test_the_dashboard_starts_serves_and_stops_where_its_output_meets_a_full_disk(
+    bus_urls: Mapping[str, str], fresh_home: Path
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    with serving(fresh_home, bus_urls["dashboard"], "dashboard", port=port) as dashboard:
+
+        def answers() -> bool:
+            assert dashboard.poll() is None, f"it ended with {dashboard.returncode}"
+            client = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
+            try:
+                client.request("GET", "/_stcore/health")
+                return client.getresponse().status == 200
+            except OSError:
+                return False
+            finally:
+                client.close()
+
+        wait_until(answers, 40, "it does not answer")

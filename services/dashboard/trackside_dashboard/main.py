@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +31,9 @@ def main(settings: Settings) -> int:
         "dashboard_start", url=f"http://{settings.dashboard_host}:{settings.dashboard_port}", bus=without_password(url)
     )
     given = [f"--{name}={_word(value)}" for name, many in flags(settings).items() for value in _each(many)]
-    cli.main(["run", str(APP), *given], standalone_mode=False)
+    # Streamlit prints its start and its stop, and does neither where its output goes to a full disk.
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        cli.main(["run", str(APP), *given], standalone_mode=False)
     return 0
 
 
