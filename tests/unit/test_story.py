@@ -99,6 +99,24 @@ def test_a_loss_is_told_with_its_rule_and_its_limit() -> None:
     assert "limit 2.0 s" in told
 
 
+def test_a_job_that_takes_its_hosts_along_is_told_with_the_count_and_the_wait() -> None:
+    lost = replace(FIRST, outcome=Outcome(reason=Reason.LOST, detail="its host fell silent", rule="silent host"))
+    policy = Policy(poison_after=3, backoff_s=lambda _: 7.5)
+
+    def story(host_faults: int) -> str:
+        decision = decide(replace(JOB, host_faults=host_faults), lost, None, policy, 14_000)
+        event = Event(
+            kind=EventKind.TRANSITION, at_ms=14_000, job="j", attempt=1, cause=decision.rule, old=JOB.state,
+            new=decision.state, data={**decision.inputs, "detail": decision.detail},
+        )  # fmt: skip
+        return tell(JOB, [lost], [event], 15_000)[0].text
+
+    assert story(0).startswith("decided: queued, by the rule 'host fault'")
+    assert story(4).endswith("(5 in a row without a newer checkpoint, 10 are too many; waits 7.5 s)")
+    assert story(9).startswith("decided: failed, by the rule 'takes its hosts along'")
+    assert story(9).endswith("(10 in a row without a newer checkpoint, 10 are too many)")
+
+
 def test_a_checkpoint_is_told_with_the_end_of_its_attempt() -> None:
     saved = Event(kind=EventKind.CHECKPOINT, at_ms=3000, job="j", attempt=1, data={"step": 50})
     end = Event(kind=EventKind.ENDED, at_ms=14_000, job="j", attempt=1, cause="killed")

@@ -16,7 +16,7 @@ from trackside.errors import ConfigurationError
 ENVIRONMENT: Final = "TRACKSIDE_CRASH_AT"
 # In the order in which a round comes by them.
 POINTS: Final = (
-    *("before beat", "before events", "before ledger", "after ledger", "before look"),
+    *("before beat", "before leads", "before events", "before ledger", "after ledger", "before look"),
     *("before probe", "after probe submitted", "after probe"),
     *("before requeue", "after requeue"),
     *("before discard", "after discard", "after end"),
