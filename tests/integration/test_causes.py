@@ -258,7 +258,8 @@ def test_a_script_that_is_asked_to_stop_when_it_is_done_anyway_has_succeeded(tra
 
 def test_a_slot_takes_no_work_while_an_earlier_attempt_s_process_cannot_be_ended(trainer: Trainer) -> None:
     """One that merely lives stands for it, since no test can make one that hangs in the kernel."""
-    with subprocess.Popen(["sleep", "600"]) as hanging:
+    hanging = subprocess.Popen(["sleep", "600"])
+    try:
         stuck.note(trainer.home, "box-cpu0", [hanging.pid])
         wait_until(
             lambda: (beat := trainer.beat()) and f"(pid {hanging.pid})" in (beat.blocked or ""), 10, "it is not told"
@@ -267,7 +268,9 @@ def test_a_slot_takes_no_work_while_an_earlier_attempt_s_process_cannot_be_ended
         given_ms = now_ms(trainer.client)
         wait_until(lambda: (beat := trainer.beat()) and beat.at_ms > given_ms + 1000, 10, "the worker stands still")
         assert trainer.attempt(job).state is AttemptState.ASSIGNED
+    finally:
         hanging.kill()
+        hanging.wait()
     assert trainer.ended(job).reason is Reason.SUCCEEDED
     beat = trainer.beat()
     assert beat is not None

@@ -1,7 +1,9 @@
-"""The agent's decisions that need no process."""
+"""When the agent starts a dead worker's successor."""
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections import deque
 from pathlib import Path
@@ -10,11 +12,9 @@ import pytest
 
 from trackside.config import Settings
 from trackside.models import Slot
-from trackside_trainer import agent as agent_module
-from trackside_trainer.agent import Agent, Place
-from trackside_trainer.leftovers import Death
+from trackside_trainer import places
+from trackside_trainer.places import Place
 
-KILLED = Death.seen(9)
 SLOT = Slot(id="box-cpu0", host="box", kind="cpu", storage="s1")
 
 
@@ -24,25 +24,31 @@ def test_a_worker_that_keeps_dying_is_restarted_more_and_more_slowly(
     def longest(failures: int, *, first_s: float, max_s: float) -> float:
         return float(min(first_s * 2 ** (failures - 1), max_s))
 
-    monkeypatch.setattr(agent_module, "backoff_s", longest)
+    monkeypatch.setattr(places, "backoff_s", longest)
     settings = Settings(home=tmp_path, restart_intensity=3, restart_period_s=60)
-    agent = Agent(settings, [SLOT], "redis://127.0.0.1:1", "box", "s1")
-    place = Place(slot=SLOT, deaths=deque())
+    place = Place(slot=SLOT)
 
-    waits = []
-    for _ in range(12):
-        before_s = time.monotonic()
-        agent._plan_restart(place, KILLED)
-        waits.append(round(place.not_before_s - before_s, 1))
+    waits = [place.plan_restart(settings) for _ in range(12)]
 
     assert waits == [0.0, 0.0, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
+    assert 50 < place.not_before_s - time.monotonic() <= 60
 
 
 def test_deaths_long_ago_are_forgiven(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, restart_intensity=3, restart_period_s=60)
-    agent = Agent(settings, [SLOT], "redis://127.0.0.1:1", "box", "s1")
-    place = Place(slot=SLOT, deaths=deque([time.monotonic() - 61] * 50))
+    place = Place(slot=SLOT, deaths_s=deque([time.monotonic() - 61] * 50))
 
-    agent._plan_restart(place, KILLED)
-
+    assert place.plan_restart(settings) == 0.0
     assert place.not_before_s <= time.monotonic()
+
+
+def test_a_host_without_a_process_to_give_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", fork)
+    agent = Agent(Settings(home=tmp_path), [SLOT], "redis://127.0.0.1:1", "box", "s1")
+    agent._fork_missing()
+    (place,) = agent._places.values()
+    assert place.worker is None
+    assert 0 < place.not_before_s - time.monotonic() <= 0.5

@@ -12,7 +12,8 @@ from trackside import processes
 from trackside.config import Settings
 from trackside.models import Slot
 from trackside_trainer import slotfiles
-from trackside_trainer.agent import Agent, WorkerHandle
+from trackside_trainer.agent import Agent
+from trackside_trainer.places import WorkerHandle
 
 SLOT = Slot(id="box-cpu0", host="box", kind="cpu", storage="s1")
 

@@ -30,26 +30,28 @@ SLOT = Slot(id="box-cpu0", host="box", kind="cpu", storage="s1")
 URL = "redis://127.0.0.1:1"
 
 
-@pytest.fixture
-def hanging() -> Iterator[subprocess.Popen[bytes]]:
+def sleeping() -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(["sleep", "600"])
     yield process
     process.kill()
     process.wait()
 
 
+hanging, other = pytest.fixture(sleeping, name="hanging"), pytest.fixture(sleeping, name="other")
+
+
 def test_a_slot_is_closed_while_one_of_them_lives_and_opens_by_itself(
-    tmp_path: Path, hanging: subprocess.Popen[bytes]
+    tmp_path: Path, hanging: subprocess.Popen[bytes], other: subprocess.Popen[bytes]
 ) -> None:
     gate = StuckGate(tmp_path, SLOT.id)
     assert gate.passes()
-    with subprocess.Popen(["sleep", "600"]) as other:
-        stuck.note(tmp_path, SLOT.id, [other.pid])
-        stuck.note(tmp_path, SLOT.id, [hanging.pid])
-        assert not gate.passes()
-        pids = ", ".join(map(str, sorted((hanging.pid, other.pid))))
-        assert (gate.words or "").startswith(f"what is left of an earlier attempt (pid {pids}) hangs in the kernel")
-        other.kill()
+    stuck.note(tmp_path, SLOT.id, [other.pid])
+    stuck.note(tmp_path, SLOT.id, [hanging.pid])
+    assert not gate.passes()
+    pids = ", ".join(map(str, sorted((hanging.pid, other.pid))))
+    assert (gate.words or "").startswith(f"what is left of an earlier attempt (pid {pids}) hangs in the kernel")
+    other.kill()
+    other.wait()
     assert not gate.passes()
     assert f"(pid {hanging.pid})" in (gate.words or "")
     assert StuckGate(tmp_path, "box-cpu1").passes(), "it is another slot's"

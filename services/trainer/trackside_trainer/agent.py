@@ -17,61 +17,34 @@ import os
 import select
 import signal
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 from trackside import logs, processes
-from trackside.bus import beats, keys, streams
-from trackside.bus.client import Client, connect, service_url
+from trackside.bus.client import connect, service_url
 from trackside.config import Settings
-from trackside.errors import AlreadyRunning, ConfigurationError
-from trackside.models import Beat, Role, Slot
+from trackside.errors import AlreadyRunning
+from trackside.models import Slot
 from trackside.processes import become_subreaper
-from trackside.retry import backoff_s
 from trackside.store import Store
 from trackside_trainer import slotfiles
+from trackside_trainer.books import Books
 from trackside_trainer.gpuwatch import GpuWatch
 from trackside_trainer.leftovers import Death, Leftover
 from trackside_trainer.patience import Patience
-from trackside_trainer.samples import GpuSampler, HostSampler, find_gpus
+from trackside_trainer.places import Place, WorkerHandle
+from trackside_trainer.samples import GpuSampler, find_gpus
 from trackside_trainer.slots import numbered, parse
 
 _LOOK_S: Final = 0.1  # the longest sleep; deaths wake the agent at once
 _COMMAND_LIMIT_S: Final = 1.0
-_RESTART_FIRST_S: Final = 0.5
-_RESTART_MAX_S: Final = 60.0
 _LOCK_WAIT_S: Final = 3.0  # an agent that is on its way out
 _KILL_LIMIT_S: Final = 5.0
 _HUNG_MIN_S: Final = 5.0  # a worker may wait for a disk or a server for some seconds
 _NOBODY: Final[Mapping[tuple[int, int], Death]] = MappingProxyType({})
-
-
-@dataclass(slots=True)
-class WorkerHandle:
-    """A living worker; `ours` is False for one that an earlier agent started."""
-
-    pid: int
-    started: int
-    pidfd: int
-    ours: bool
-    touched_ns: int = 0
-    looks: int = 0  # in a row that found no new sign of its loop
-    ended_for: str | None = None  # why we have killed it
-
-
-@dataclass(slots=True)
-class Place:
-    """A slot as the agent sees it."""
-
-    slot: Slot
-    worker: WorkerHandle | None = None
-    wanted: bool = True  # False: an earlier agent's, not among today's slots
-    not_before_s: float = 0.0
-    deaths: deque[float] | None = None
 
 
 class Agent:
@@ -79,20 +52,17 @@ class Agent:
 
     def __init__(self, settings: Settings, slots: list[Slot], url: str, host: str, storage: str) -> None:
         self._settings, self._url, self._host, self._storage = settings, url, host, storage
-        self._places = {slot.id: Place(slot=slot, deaths=deque()) for slot in slots}
-        self._client: Client = connect(url, name=f"agent-{host}", command_limit_s=_COMMAND_LIMIT_S)
-        self._store = Store(self._client, by=f"agent:{host}")
+        self._places = {slot.id: Place(slot=slot) for slot in slots}
+        self._store = Store(connect(url, name=f"agent-{host}", command_limit_s=_COMMAND_LIMIT_S), by=f"agent:{host}")
         self._bus = Patience()
         self._leftovers: list[Leftover] = []
-        self._registered = False
         self._stop_asked = False
-        self._failed: ConfigurationError | None = None
-        self._patient_until_s = time.monotonic() + 2 * settings.beat_ttl_s
-        self._started_at_ms = time.time_ns() // 1_000_000
         self._next_beat_s = self._next_sample_s = 0.0
         self._gpus = GpuSampler(settings.sample_s) if any(slot.kind == "gpu" for slot in slots) else None
         self._guard = GpuWatch(slots, wait_s=settings.gpu_free_wait_s)
-        self._machine = HostSampler()
+        self._books = Books(
+            settings, self._store, self._places, host=host, storage=storage, on_registered=self._guard.forget_told
+        )
         self._log = logs.get()
 
     def ask_to_stop(self, *_: object) -> None:
@@ -110,7 +80,7 @@ class Agent:
             place = self._places.get(slot_id)
             if place is None:
                 surplus = Slot(id=slot_id, host=self._host, kind="cpu", storage=self._storage)
-                place = self._places[slot_id] = Place(slot=surplus, wanted=False, deaths=deque())
+                place = self._places[slot_id] = Place(slot=surplus, wanted=False)
             pid, started = holder
             with suppress(ProcessLookupError):
                 place.worker = WorkerHandle(pid=pid, started=started, pidfd=os.pidfd_open(pid), ours=False)
@@ -122,10 +92,9 @@ class Agent:
         self._finish_leftovers()
 
     def _retire_dead_workers(self) -> None:
-        """Take back the beats of workers that died with their agent, or their slots would be given work meanwhile."""
         for place in self._places.values():
             if place.worker is None:
-                beats.retire(self._client, Role.WORKER, place.slot.id)
+                self._books.retire_worker(place)
 
     def _find_leftovers(self, seen: Mapping[tuple[int, int], Death] = _NOBODY) -> None:
         """Take up what dead workers had taken; `seen` are those whom we saw die, by pid and start time."""
@@ -148,7 +117,7 @@ class Agent:
 
     def run(self) -> int:
         """Watch until asked to stop."""
-        while not self._stop_asked:
+        while not self._stop_asked and self._books.failed is None:
             self._fork_missing()
             self._wait(_LOOK_S)
             self._see_deaths()
@@ -156,8 +125,8 @@ class Agent:
             self._finish_leftovers()
             self._talk()
         code = self._stop()
-        if self._failed is not None:
-            raise self._failed
+        if self._books.failed is not None:
+            raise self._books.failed
         return code
 
     def _wait(self, limit_s: float) -> None:
@@ -170,71 +139,41 @@ class Agent:
     def _fork_missing(self) -> None:
         for place in self._places.values():
             if place.worker is None and place.wanted and time.monotonic() >= place.not_before_s:
-                place.worker = self._fork(place.slot)
-
-    def _fork(self, slot: Slot) -> WorkerHandle:
-        from trackside_trainer.forked import become_worker
-
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-        try:
-            pid = os.fork()
-            if pid == 0:
-                become_worker(self._settings, slot, self._url)
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
-        return WorkerHandle(pid=pid, started=processes.start_time(pid) or 0, pidfd=os.pidfd_open(pid), ours=True)
+                place.worker = WorkerHandle.fork(self._settings, place.slot, self._url)
 
     def _see_deaths(self) -> None:
-        dead = [place for place in self._places.values() if place.worker is not None and _is_over(place.worker)]
         deaths: dict[tuple[int, int], Death] = {}
-        for place in dead:
-            worker, place.worker = place.worker, None
-            assert worker is not None  # noqa: S101 -- just looked at
-            os.close(worker.pidfd)
-            death = Death.seen(_status(worker), worker.ended_for)
+        for place in self._places.values():
+            worker = place.worker
+            if worker is None or not worker.is_over:
+                continue
+            place.worker = None
+            death = Death.seen(worker.close(), worker.ended_for)
             deaths[worker.pid, worker.started] = death
-            self._plan_restart(place, death)
+            self._follow(place, death)
         if deaths:
             self._kill_orphans()
             self._find_leftovers(deaths)
 
-    def _end_hung(self) -> None:
-        """Kill a worker whose loop stands still: frozen, or caught in the kernel. Its death is then handled as any.
-
-        Looks are counted, not time: an agent that was frozen itself has not looked meanwhile.
-        """
-        limit = max(_HUNG_MIN_S, self._settings.stop_grace_s) / _LOOK_S
-        for name, place in self._places.items():
-            worker = place.worker
-            if worker is None:
-                continue
-            touched_ns = slotfiles.slot_lock(self._settings.home, name).touched_ns()
-            worker.looks = worker.looks + 1 if touched_ns == worker.touched_ns else 0
-            worker.touched_ns = touched_ns
-            if worker.looks > limit and not slotfiles.can_be_touched(self._settings.home):
-                worker.looks = 0
-            elif worker.looks > limit:
-                self._log.error("worker_hangs", slot=name, pid=worker.pid, looks=worker.looks)
-                worker.ended_for = f"the worker stood still for {worker.looks * _LOOK_S:.0f} s"
-                worker.looks = 0
-                processes.kill([worker.pid])
-
-    def _plan_restart(self, place: Place, death: Death) -> None:
-        now_s = time.monotonic()
-        deaths = place.deaths if place.deaths is not None else deque()
-        deaths.append(now_s)
-        while deaths and now_s - deaths[0] > self._settings.restart_period_s:
-            deaths.popleft()
-        excess = len(deaths) - self._settings.restart_intensity
-        wait_s = backoff_s(excess, first_s=_RESTART_FIRST_S, max_s=_RESTART_MAX_S) if excess > 0 else 0.0
-        place.not_before_s = now_s + wait_s
-        if place.wanted:
-            self._log.warning("worker_died", slot=place.slot.id, how=death.words, restart_in_s=round(wait_s, 2))
-            if wait_s > 0:  # else its slot would be given the next attempt meanwhile, for its last beat still counts
-                self._bus.call(lambda: beats.retire(self._client, Role.WORKER, place.slot.id))
-        else:
+    def _follow(self, place: Place, death: Death) -> None:
+        """See to a slot whose worker has died."""
+        wait_s = place.plan_restart(self._settings)
+        if not place.wanted:
             self._log.info("worker_gone", slot=place.slot.id, how=death.words)
-            self._bus.call(lambda: self._retire_slot(place.slot))
+            self._bus.call(lambda: self._books.retire_slot(place))
+            return
+        self._log.warning("worker_died", slot=place.slot.id, how=death.words, restart_in_s=round(wait_s, 2))
+        if wait_s > 0:
+            self._bus.call(lambda: self._books.retire_worker(place))
+
+    def _end_hung(self) -> None:
+        """Kill a worker whose loop stands still: frozen, or caught in the kernel. Its death is then handled as any."""
+        looks_max = int(max(_HUNG_MIN_S, self._settings.stop_grace_s) / _LOOK_S)
+        for name, place in self._places.items():
+            if place.worker is not None and place.hangs(self._settings.home, looks_max=looks_max):
+                looks, place.worker.looks = place.worker.looks, 0
+                self._log.error("worker_hangs", slot=name, pid=place.worker.pid, looks=looks)
+                place.worker.end(f"the worker stood still for {looks * _LOOK_S:.0f} s")
 
     def _kill_orphans(self) -> None:
         """What a dead worker's attempt left is our child now, and nobody else's."""
@@ -262,62 +201,15 @@ class Agent:
                 self._guard.look(self._gpus.newest, slotfiles.own_processes(self._settings.home), now_s)
             elif self._gpus.mute:
                 self._guard.no_answer(now_s)
-            if self._registered and self._guard.has_news:
+            if self._books.registered and self._guard.has_news:
                 self._bus.call(lambda: self._guard.tell(self._store))
         if now_s >= self._next_beat_s:
             self._next_beat_s = now_s + self._settings.beat_s
-            self._bus.call(self._beat)
+            self._bus.call(self._books.beat)
         if now_s >= self._next_sample_s:
             self._next_sample_s = now_s + self._settings.sample_s
-            self._bus.call(self._sample)
-
-    def _beat(self, *, stopping: bool = False) -> None:
-        if not stopping and not (self._registered and self._listed()):
-            self._register()
-        beat = Beat(
-            role=Role.AGENT, name=self._host, host=self._host, pid=os.getpid(), started_at_ms=self._started_at_ms,
-            at_ms=0, stopping=stopping, children=self._worker_pids(),
-        )  # fmt: skip
-        if self._registered:
-            beats.publish(self._client, beat, self._settings.beat_ttl_s)
-
-    def _listed(self) -> bool:
-        """Whether the server still has our slots; one that came back empty or older may not."""
-        wanted = [place.slot.id for place in self._places.values() if place.wanted]
-        return not wanted or all(self._client.smismember(keys.SLOTS, wanted))
-
-    def _register(self) -> None:
-        """Write our slots, and take those off the books that an earlier agent of this home had and nobody serves."""
-        known = {slot.id: slot for slot in self._store.slots()}
-        foreign = [name for name in self._places if name in known and known[name].storage != self._storage]
-        other = beats.read(self._client).get(f"{Role.AGENT}:{self._host}")
-        if foreign and other is not None and other.pid != os.getpid():
-            if time.monotonic() < self._patient_until_s:
-                return  # perhaps the last beat of one that is gone
-            # Two workers on one queue would take each other's attempts.
-            self._failed = ConfigurationError(
-                f"another trainer (process {other.pid} on {other.host}) serves {', '.join(foreign)}: "
-                "set TRACKSIDE_HOST to a name of its own for each",
-                setting="TRACKSIDE_HOST",
-            )
-            self._stop_asked = True
-            return
-        for place in self._places.values():
-            if place.wanted:
-                self._store.register_slot(place.slot)
-        self._guard.forget_told()
-        for slot in known.values():
-            if slot.host == self._host and slot.storage == self._storage and slot.id not in self._places:
-                self._retire_slot(slot)
-        self._registered = True
-
-    def _sample(self) -> None:
-        gpus = self._gpus.newest if self._gpus is not None else []
-        sample: dict[str, Any] = {"gpus": gpus, **self._machine.sample(self._worker_pids())}
-        streams.add_sample(self._client, self._host, sample)
-
-    def _worker_pids(self) -> dict[str, int]:
-        return {name: place.worker.pid for name, place in self._places.items() if place.worker is not None}
+            gpus = self._gpus.newest if self._gpus is not None else []
+            self._bus.call(lambda: self._books.sample(gpus))
 
     # -- stopping --------------------------------------------------------------------------------------------------
 
@@ -326,8 +218,8 @@ class Agent:
 
         The beat comes first, or what one worker hands back is given to another that is about to stop as well.
         """
-        self._log.info("agent_stopping", workers=len(self._worker_pids()))
-        self._bus.call(lambda: self._beat(stopping=True))
+        self._log.info("agent_stopping", workers=len(self._books.worker_pids()))
+        self._bus.call(lambda: self._books.beat(stopping=True))
         for place in self._places.values():
             place.wanted = False
             if place.worker is not None:
@@ -335,16 +227,15 @@ class Agent:
                     signal.pidfd_send_signal(place.worker.pidfd, signal.SIGTERM)
         # A worker gives its attempt the grace, and needs a moment more to report the end.
         deadline_s = time.monotonic() + self._settings.stop_grace_s + 2 * _COMMAND_LIMIT_S
-        self._until(lambda: not self._worker_pids(), deadline_s)
+        self._until(lambda: not self._books.worker_pids(), deadline_s)
         for place in self._places.values():
             if place.worker is not None:
-                place.worker.ended_for = "the worker did not stop within its grace"
-                processes.kill([place.worker.pid])
-        self._until(lambda: not self._worker_pids(), time.monotonic() + _KILL_LIMIT_S)
+                place.worker.end("the worker did not stop within its grace")
+        self._until(lambda: not self._books.worker_pids(), time.monotonic() + _KILL_LIMIT_S)
         self._until(lambda: not self._leftovers, time.monotonic() + 2 * _COMMAND_LIMIT_S)
         if self._gpus is not None:
             self._gpus.stop()
-        self._bus.call(self._close_books)
+        self._bus.call(self._books.close)
         self._log.info("agent_stopped", reported_later=len(self._leftovers))
         return 0
 
@@ -355,32 +246,7 @@ class Agent:
             self._finish_leftovers()
             if time.monotonic() >= self._next_beat_s:
                 self._next_beat_s = time.monotonic() + self._settings.beat_s
-                self._bus.call(lambda: self._beat(stopping=True))
-
-    def _close_books(self) -> None:
-        if not self._registered:
-            return
-        for place in self._places.values():
-            self._retire_slot(place.slot)
-        beats.retire(self._client, Role.AGENT, self._host)
-
-    def _retire_slot(self, slot: Slot) -> None:
-        self._store.retire_slot(slot.id)
-
-
-def _is_over(worker: WorkerHandle) -> bool:
-    poll = select.poll()
-    poll.register(worker.pidfd, select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def _status(worker: WorkerHandle) -> int | None:
-    if not worker.ours:
-        return None
-    try:
-        return os.waitpid(worker.pid, 0)[1]
-    except ChildProcessError:
-        return None
+                self._bus.call(lambda: self._books.beat(stopping=True))
 
 
 def _only_agent(settings: Settings) -> slotfiles.ProcessLock:
