@@ -156,6 +156,7 @@ def test_the_recorded_list_is_followed_and_an_empty_one_means_a_fresh_start(tmp_
     listed = (ResumePoint(name="step-00000009-a1", step=9), ResumePoint(name="step-00000002-a1", step=2, digest="d"))
 
     assert [(c.step, digest) for c, digest in store.candidates(listed)] == [(2, "d"), (3, None), (1, None)]
+    assert [(c.step, digest) for c, digest in store.candidates(listed[1:])] == [(2, "d"), (1, None)], "it went back"
     assert [c.step for c, _ in store.candidates(None)] == [3, 2, 1]
     assert list(store.candidates(())) == []
 

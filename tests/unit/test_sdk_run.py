@@ -308,6 +308,18 @@ def test_a_damaged_newest_checkpoint_is_moved_aside_and_the_one_before_is_used(m
     assert (root / "damaged-step-00000003-a1").is_dir()
 
 
+def test_one_that_was_gone_back_to_and_pruned_gives_way_to_an_older_one_and_says_so(make_run: MakeRun) -> None:
+    run = make_run()
+    run.checkpointer(model=torch.nn.Linear(1, 1), every=1)
+    list(run.steps(3))
+    shutil.rmtree(run.dir.parents[2] / "checkpoints" / "step-00000002-a1")
+    second = make_run(attempt=2, resume=tuple(ResumePoint(name=f"step-{s:08d}-a1", step=s) for s in (2, 1)))
+
+    assert second.checkpointer(model=torch.nn.Linear(1, 1)).step == 1
+    (note,) = records(second, "note")
+    assert note["text"].startswith("step-00000002-a1 was to go on from and could not be used: ")
+
+
 def test_a_checkpoint_that_goes_away_while_it_is_read_is_passed_over(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:

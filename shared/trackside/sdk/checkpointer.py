@@ -225,6 +225,8 @@ class Checkpointer:
                 self._emit({"k": "damaged", "t": now_ms(), "name": checkpoint.name, "why": str(error)})
                 continue
             self._emit({"k": "restored", "t": now_ms(), "s": checkpoint.step, "name": checkpoint.name})
+            if resume and checkpoint.step < resume[0].step:
+                self._note(f"{resume[0].name} was to go on from and could not be used: goes on from {checkpoint.name}")
             return
         if resume:
             self._note("none of the recorded checkpoints could be used: training starts from step 1")

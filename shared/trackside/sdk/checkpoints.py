@@ -148,7 +148,8 @@ class CheckpointStore:
         """What to try to resume from, best first, each with the digest it must have if that is known.
 
         With `resume` None it is what lies on the disk; an empty `resume` means a fresh start. When none of the listed
-        ones can be used, the others on the disk follow: losing all progress helps nobody.
+        ones can be used, older ones on the disk follow, for losing all progress helps nobody; never newer ones: the job
+        went back from them, or they were never accepted.
         """
         if resume is not None and not resume:
             return
@@ -157,8 +158,10 @@ class CheckpointStore:
             checkpoint = there.pop(point.name, None)
             if checkpoint is not None:
                 yield checkpoint, point.digest
+        newest = max((point.step for point in resume), default=0) if resume is not None else None
         for checkpoint in there.values():
-            yield checkpoint, None
+            if newest is None or checkpoint.step <= newest:
+                yield checkpoint, None
 
     def verify(self, checkpoint: Checkpoint, digest: str | None = None) -> dict[str, Any]:
         """Return the manifest once every file matches it; raises CheckpointDamaged saying what does not."""
