@@ -13,6 +13,7 @@ import pytest
 from trackside.config import Settings
 from trackside.models import Slot
 from trackside_trainer import places
+from trackside_trainer.agent import Agent
 from trackside_trainer.places import Place
 
 SLOT = Slot(id="box-cpu0", host="box", kind="cpu", storage="s1")

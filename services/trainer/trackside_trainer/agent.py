@@ -41,6 +41,7 @@ from trackside_trainer.slots import numbered, parse
 
 _LOOK_S: Final = 0.1  # the longest sleep; deaths wake the agent at once
 _COMMAND_LIMIT_S: Final = 1.0
+_FORK_AGAIN_S: Final = 0.5
 _LOCK_WAIT_S: Final = 3.0  # an agent that is on its way out
 _KILL_LIMIT_S: Final = 5.0
 _HUNG_MIN_S: Final = 5.0  # a worker may wait for a disk or a server for some seconds
@@ -139,7 +140,11 @@ class Agent:
     def _fork_missing(self) -> None:
         for place in self._places.values():
             if place.worker is None and place.wanted and time.monotonic() >= place.not_before_s:
-                place.worker = WorkerHandle.fork(self._settings, place.slot, self._url)
+                try:
+                    place.worker = WorkerHandle.fork(self._settings, place.slot, self._url)
+                except OSError as error:  # the host has no process to give
+                    self._log.error("worker_not_started", slot=place.slot.id, why=str(error))
+                    place.not_before_s = time.monotonic() + _FORK_AGAIN_S
 
     def _see_deaths(self) -> None:
         deaths: dict[tuple[int, int], Death] = {}
