@@ -119,6 +119,20 @@ def test_four_barren_attempts_in_a_row_are_a_storm() -> None:
     assert "I12" in judged(each)
 
 
+def test_who_resumes_a_paused_job_need_not_wait_for_its_backoff() -> None:
+    early = changed_event(GOOD, 8, at_ms=1200)
+    assert "I12" in judged(early)
+    asked = event(EventKind.TRANSITION, 1100, 1, old=JobState.PAUSED, new=Q, cause="resume requested")
+    assert "I12" not in judged(with_event(early, asked, at=7))
+
+
+@pytest.mark.parametrize(("host_faults", "wait_s", "fits"), [(1, 2.0, True), (1, 2.1, False), (3, 8.0, True)])
+def test_ends_from_outside_wait_by_their_own_count(host_faults: int, wait_s: float, fits: bool) -> None:
+    data = {"wait_s": wait_s, "barren": 5, "struck": True, "host_faults": host_faults}
+    waited = changed_event(changed_event(GOOD, 6, data=data), 8, at_ms=1010 + int(wait_s * 1000))
+    assert ("I12" not in judged(waited)) is fits
+
+
 def test_lost_vanished_and_resurrected_jobs_are_found() -> None:
     assert [v.invariant for v in check(History(submitted=("other",), jobs=()))] == ["I2"]
     vanished = (SAMPLES[0], Sample(at_ms=2, states={}, live=frozenset()))

@@ -46,6 +46,8 @@ def _waits(each: JobHistory, history: History) -> Iterator[str]:
             if not 0 <= wait_s <= most_s + 0.001:
                 yield f"it waited {wait_s} s, the envelope after {count} in a row is {most_s} s"
             not_before_ms = event.at_ms + int(wait_s * 1000)
+        elif event.cause == "resume requested":  # whoever resumes a job does not wait for its backoff
+            not_before_ms = None
         elif event.kind is EventKind.ASSIGNED and not_before_ms is not None:
             if event.at_ms < not_before_ms - 1:
                 yield f"attempt {event.attempt} was given out {not_before_ms - event.at_ms} ms before its backoff ended"
