@@ -122,7 +122,7 @@ def test_four_barren_attempts_in_a_row_are_a_storm() -> None:
 def test_who_resumes_a_paused_job_need_not_wait_for_its_backoff() -> None:
     early = changed_event(GOOD, 8, at_ms=1200)
     assert "I12" in judged(early)
-    asked = event(EventKind.TRANSITION, 1100, 1, old=JobState.PAUSED, new=Q, cause="resume requested")
+    asked = event(EventKind.TRANSITION, 1100, 1, old=JobState.PAUSED, new=JobState.QUEUED, cause="resume requested")
     assert "I12" not in judged(with_event(early, asked, at=7))
 
 
