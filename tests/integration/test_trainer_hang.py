@@ -101,6 +101,7 @@ def test_a_hung_process_is_dumped_asked_and_killed(trainer: Trainer, how: str) -
     state, stacks, *_ = outcome.evidence
     assert state.startswith("the process was ")
     assert how.rstrip("()") in stacks
+    assert "launch.py" not in stacks, "what is below the program's own frames"
     assert "[trackside] no step for" in trainer.output(job)
     assert how.rstrip("()") in trainer.output(job)
     assert LIMIT_S + GRACE_S < took_s < LIMIT_S + DUMP_S + GRACE_S + 1.5

@@ -34,6 +34,19 @@ def test_a_crash_dump_is_found_without_its_list_of_modules(tmp_path: Path) -> No
     assert crash_dump(output) is None
 
 
+def test_a_dump_ends_with_the_programs_own_frames_in_each_thread(tmp_path: Path) -> None:
+    ours = '  File "/x/trackside/sdk/program.py", line 3 in _run_as_main\n  File "/x/launch.py", line 1 in start\n'
+    loader = (
+        'Thread 0x2 (most recent call first):\n  File "/x/queue.py", line 1 in get\n  File "t.py", line 2 in load\n\n'
+    )
+    main = 'Thread 0x1 (most recent call first):\n  File "/x/trackside/sdk/run.py", line 9\n  File "t.py", line 5\n'
+    dump = f"{loader}{main}{ours}"
+    assert evidence.program_frames(dump) == dump.replace(ours, "  ...\n")
+    output = tmp_path / "output.log"
+    output.write_text(f"Fatal Python error: Segmentation fault\n\n{dump}\nExtension modules: numpy (total: 1)\n")
+    assert "launch.py" not in (crash_dump(output) or "launch.py")
+
+
 def test_evidence_is_bounded_in_bytes_and_the_first_counts_most() -> None:
     kept = bounded([None, "", "a" * 3000, "ä" * 4000, "last"])
     assert kept[0] == "a" * 3000

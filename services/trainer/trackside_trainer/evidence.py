@@ -15,6 +15,7 @@ _LINE_CHARS: Final = 300
 _TAIL_BYTES: Final = 128 * 1024
 _DUMP_CHARS: Final = 4 * 1024
 _CRASH: Final = re.compile(r"^Fatal Python error: .*?(?=^Extension modules:|\Z)", re.MULTILINE | re.DOTALL)
+_BELOW: Final = re.compile(r'^  File "[^"\n]*/trackside/sdk/(?:program|runner)\.py".*(?:\n  .*)*', re.MULTILINE)
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _PROC: Final = Path("/proc")
 _LARGE_SHARE: Final = 0.2  # of the memory there is: whoever held less was hardly what the kernel looked for
@@ -45,7 +46,12 @@ def crash_dump(output: Path) -> str | None:
     found = None
     for found in _CRASH.finditer(_tail(output)):  # noqa: B007 -- the last one counts
         pass
-    return None if found is None else found.group().strip()[:_DUMP_CHARS]
+    return None if found is None else program_frames(found.group()).strip()[:_DUMP_CHARS]
+
+
+def program_frames(dump: str) -> str:
+    """Stacks as faulthandler writes them, without the thirty frames of ours below the program's own."""
+    return _BELOW.sub("  ...", dump)
 
 
 def bounded(texts: Iterable[str | None]) -> tuple[str, ...]:

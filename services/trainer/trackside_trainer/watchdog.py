@@ -20,6 +20,7 @@ from trackside import processes
 from trackside.config import Settings
 from trackside.models import Job, Reason
 from trackside.sdk.page import ControlPage
+from trackside_trainer.evidence import program_frames
 from trackside_trainer.progress import Limits, Progress, Seen, Slowdown, Stall
 
 _DUMP_WAIT_S: Final = 2.0
@@ -128,7 +129,7 @@ class Watchdog:
         try:
             with self._stacks.open("rb") as file:
                 file.seek(self._dump_from)
-                text = file.read(16 * _DUMP_MAX_CHARS).decode("utf-8", "replace").strip()
+                text = program_frames(file.read(16 * _DUMP_MAX_CHARS).decode("utf-8", "replace")).strip()
         except OSError:
             return ""
         return text if len(text) <= _DUMP_MAX_CHARS else f"...\n{text[-_DUMP_MAX_CHARS:]}"  # the main thread comes last

@@ -62,7 +62,7 @@ def header(job_id: str) -> None:
     ran_ms = job.ran_ms + sum(now_ms - a.started_at_ms for a in view.attempts if a.started_at_ms and not a.ended_at_ms)
     saved = f"step {text.count(job.checkpoints[0].step)}" if job.checkpoints else "none"
     with st.grid(5, min_column_width=130):
-        used = f"{job.failures} of {job.spec.retries} retries used" if job.failures else None
+        used = f"{min(job.failures, job.spec.retries)} of {job.spec.retries} retries used" if job.failures else None
         st.metric(
             "Attempt",
             job.attempt,
