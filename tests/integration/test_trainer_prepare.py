@@ -61,6 +61,15 @@ def test_a_worker_beats_while_a_slow_disk_makes_its_attempt_ready(trainer: Train
     assert waited_ms > 2 * TTL_S * 1000, "what came before its process counts as its running time"
 
 
+def test_no_other_user_of_the_disk_reads_what_a_job_is_and_does(trainer: Trainer) -> None:
+    job = trainer.assign(steps_script(1))
+    assert trainer.ended(job).reason is Reason.SUCCEEDED
+    jobs = trainer.home / "jobs"
+    attempt = jobs / job.id / "attempts" / "1"
+    for folder in (jobs, jobs / job.id, attempt.parent, attempt, attempt / "work"):
+        assert folder.stat().st_mode & 0o077 == 0, folder
+
+
 def test_a_job_that_is_cancelled_while_its_attempt_is_made_ready_never_starts(trainer: Trainer) -> None:
     job, goes_on = given_on_a_slow_disk(trainer)
     beats_on(trainer, job)

@@ -81,7 +81,7 @@ def prepare(folders: Folders, store: Store, job: Job, slot: Slot, *, journal_max
     if folders.root.exists():  # a try that was cut short, or a number that a restored server gave out again
         folders.root.rename(folders.root.with_name(f"{folders.attempt}.before-{time.time_ns()}"))
     for path in (folders.work, folders.files, folders.checkpoints):
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _make_private(path, folders.data)
     if archive is not None:
         unpack(archive, folders.work, sha256=job.spec.snapshot)
     resume = tuple(_resume_points(folders, job, slot))
@@ -111,10 +111,17 @@ def prepare(folders: Folders, store: Store, job: Job, slot: Slot, *, journal_max
     )
     context.to_file(folders.context)
     # The process finds its files there: it could not make them where the disk is full by then.
-    folders.journal.touch(mode=0o644)
-    for path in (folders.output, folders.stacks):
+    for path in (folders.journal, folders.output, folders.stacks):
         path.touch(mode=0o600)
     return context
+
+
+def _make_private(path: Path, data: Path) -> None:
+    """Make a folder below `data` and those above it that are missing, each closed to other users of a shared disk."""
+    data.mkdir(parents=True, exist_ok=True)
+    steps = path.relative_to(data).parts
+    for count in range(1, len(steps) + 1):
+        data.joinpath(*steps[:count]).mkdir(exist_ok=True, mode=0o700)
 
 
 def _resume_points(folders: Folders, job: Job, slot: Slot) -> Iterator[ResumePoint]:
