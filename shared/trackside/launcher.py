@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -30,7 +31,7 @@ from trackside.config import PREFIX, Settings
 from trackside.errors import BusError, ServerError, TracksideError
 from trackside.homelock import HomeLock
 from trackside.models import Beat, Role
-from trackside.processes import alive, become_subreaper, descendants, die_with_parent, kill, start_time
+from trackside.processes import alive, become_subreaper, boot, descendants, die_with_parent, kill, start_time
 from trackside.secretfiles import private_dir, write_private
 from trackside.server import EmbeddedServer, url_for
 
@@ -200,7 +201,7 @@ class Launcher:
         dashboard = None if self._port is None else f"http://{self._settings.dashboard_host}:{self._port}"
         ready = Ready(home=self._home, server=server, rq_url=rq_url, dashboard_url=dashboard)
         pid = os.getpid()
-        facts = {"pid": pid, "started": start_time(pid), "server": server, "dashboard_url": dashboard}
+        facts = {"pid": pid, "started": start_time(pid), "boot": boot(), "server": server, "dashboard_url": dashboard}
         write_private(self._home / "run" / "up.json", json.dumps(facts))
         return ready
 
@@ -287,7 +288,8 @@ class Launcher:
             self._server.stop()
         kill(descendants(os.getpid()))
         _reap()
-        (self._home / "run" / "up.json").unlink(missing_ok=True)
+        with suppress(OSError):  # what it says of a process that has ended is not believed
+            (self._home / "run" / "up.json").unlink(missing_ok=True)
 
 
 _STOP_ORDER: Final = ("dashboard", "trainer", "supervisor")
@@ -327,7 +329,8 @@ def running(settings: Settings) -> dict[str, Any] | None:
     """
     try:
         facts = json.loads((settings.home / "run" / "up.json").read_text(encoding="utf-8"))
-        return dict(facts) if alive(int(facts["pid"]), int(facts["started"])) else None
+        lives = facts["boot"] == boot() and alive(int(facts["pid"]), int(facts["started"]))
+        return dict(facts) if lives else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

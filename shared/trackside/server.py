@@ -36,7 +36,7 @@ from urllib.parse import quote
 from trackside.bus.acl import USERS, acl_lines, parse_version, unused_commands
 from trackside.errors import AlreadyRunning, ServerError
 from trackside.homelock import HomeLock
-from trackside.processes import die_with_parent, look, start_time
+from trackside.processes import boot, die_with_parent, look, start_time
 from trackside.secretfiles import ensure_password, private_dir, read_password, write_private
 from trackside.server_binary import ServerBinary, can_load, choose_binary
 from trackside.server_log import explain
@@ -235,6 +235,7 @@ class EmbeddedServer:
         state = {
             "pid": pid,
             "started": None if pid is None else start_time(pid),
+            "boot": boot(),
             "port": self.port,
             "socket": str(self.socket_path),
             "flavour": self.binary.flavour,
@@ -267,7 +268,7 @@ def url_for(home: Path, user: str, *, tcp: bool = False) -> str:
     """The URL of the server that runs for this home, from its state files; raises ServerError if none runs."""
     home = home.absolute()
     state = _read_state(home)
-    if not _alive(state.get("pid"), state.get("started")):
+    if state.get("boot") != boot() or not _alive(state.get("pid"), state.get("started")):
         raise ServerError(f"no server runs for {home}: start one with `trackside up`, or set TRACKSIDE_REDIS_URL")
     return _url(home, user, Path(state["socket"]), state["port"], tcp=tcp)
 

@@ -24,7 +24,7 @@ from trackside.bus.client import connect, service_url
 from trackside.config import Settings
 from trackside.errors import ServerError
 from trackside.models import Beat, Role
-from trackside.processes import start_time
+from trackside.processes import boot, start_time
 from trackside.server import EmbeddedServer, url_for
 from trackside.testing import wait_until
 from trackside_trainer.slots import parse
@@ -100,6 +100,7 @@ def test_health_of_the_dashboard_asks_the_port_that_up_chose(fresh_home: Path, w
     facts = {
         "pid": os.getpid(),
         "started": start_time(os.getpid()),
+        "boot": boot(),
         "dashboard_url": f"http://127.0.0.1:{web.server_address[1]}",
     }
     (fresh_home / "run" / "up.json").write_text(json.dumps(facts))
@@ -220,8 +221,9 @@ def test_down_does_nothing_to_whoever_has_a_dead_launchers_pid(fresh_home: Path,
     idle = World(home=fresh_home, client=world.client, store=world.store)
     (fresh_home / "run").mkdir()
     with subprocess.Popen(["sleep", "60"]) as stranger:
-        for started in (None, (start_time(stranger.pid) or 0) - 1):
-            facts = {"pid": stranger.pid, "started": started, "dashboard_url": None}
+        own = start_time(stranger.pid) or 0
+        for started, booted in ((None, boot()), (own - 1, boot()), (own, "another boot")):
+            facts = {"pid": stranger.pid, "started": started, "boot": booted, "dashboard_url": None}
             (fresh_home / "run" / "up.json").write_text(json.dumps(facts))
             assert idle.run("down").out == "nothing runs for this home\n"
         assert stranger.poll() is None
@@ -233,9 +235,10 @@ def test_a_dead_servers_pid_in_other_hands_is_no_server(own_server: EmbeddedServ
     state = json.loads(path.read_text())
     own_server.stop()
     with subprocess.Popen(["sleep", "60"]) as stranger:
-        path.write_text(json.dumps(state | {"pid": stranger.pid}))
-        with pytest.raises(ServerError, match="no server runs"):
-            url_for(own_server.home, "operator")
+        for now in ({"pid": stranger.pid}, {"pid": stranger.pid, "started": start_time(stranger.pid), "boot": "x"}):
+            path.write_text(json.dumps(state | now))
+            with pytest.raises(ServerError, match="no server runs"):
+                url_for(own_server.home, "operator")
         stranger.kill()
 
 
