@@ -9,7 +9,9 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import orjson
 import pytest
 import redis
 from typer.testing import CliRunner
@@ -319,3 +321,39 @@ def test_a_submitter_who_knows_better_is_believed(trainer: Trainer) -> None:
     shorter = trainer.ended(submitted(trainer, EVALUATES, "--stall-limit", "400ms"), 20)
     assert shorter.reason is Reason.STALLED
     assert (shorter.detail or "").startswith("no step for 0.4 s (limit 0.4 s)")
+
+
+def worker_row(trainer: Trainer) -> dict[str, Any]:
+    """What `trackside ps` tells of the worker and its training."""
+    env = {"TRACKSIDE_REDIS_URL": trainer.urls["submitter"]}
+    answer = CliRunner().invoke(app, ["--home", str(trainer.home), "ps", "--json"], env=env)
+    assert answer.exit_code == 0, answer.output
+    found: dict[str, Any]
+    (found,) = [row for row in orjson.loads(answer.stdout)["processes"] if row["role"] == "worker"]
+    return found
+
+
+def test_each_of_the_three_clocks_stops_alone(trainer: Trainer) -> None:
+    job = trainer.assign(steps_script(100_000, 0.01), stall_limit_s=0.0)
+    pid, worker = trainer.running(job, step=30), trainer.worker_pid()
+    assert worker_row(trainer)["last_step_s"] < 1.5
+
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: (worker_row(trainer)["last_step_s"] or 0) > 2.5, 10, "its last step does not age")
+    row = worker_row(trainer)
+    assert (row["status"], row["age_s"] < 1.5, row["attempt_pid"]) == ("ok", True, pid)
+    os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: worker_row(trainer)["last_step_s"] < 1.5, 10, "it does not step again")
+
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        wait_until(lambda: worker_row(trainer)["status"] == "silent", 10, "its beats do not run out")
+        assert worker_row(trainer)["last_step_s"] is None
+        assert lives(pid), "the training has not stopped"
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    wait_until(lambda: worker_row(trainer)["last_step_s"] is not None, 10, "it does not beat again")
+
+    os.kill(pid, signal.SIGKILL)
+    assert trainer.ended(job).reason is Reason.KILLED
+    wait_until(lambda: worker_row(trainer)["attempt_pid"] is None, 10, "the dead process is still shown")
