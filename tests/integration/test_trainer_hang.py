@@ -228,34 +228,6 @@ def test_a_pause_that_comes_before_the_step_loop_waits_for_it(trainer: Trainer) 
     assert (saved[0].step if saved else 0) == outcome.last_step, "the pause lost steps"
 
 
-CRASH = """
-import ctypes, trackside
-print("about to crash")
-ctypes.string_at(0)
-"""
-
-
-def test_a_crash_in_native_code_says_where(trainer: Trainer) -> None:
-    outcome = trainer.ended(trainer.assign(CRASH), 20)
-    assert (outcome.reason, outcome.signal) == (Reason.KILLED, "SIGSEGV")
-    assert outcome.detail == "the training process was killed (SIGSEGV), a crash in native code"
-    dump, output = outcome.evidence
-    assert dump.startswith("Fatal Python error: Segmentation fault")
-    assert 'train.py", line 4' in dump
-    assert "about to crash" in output
-
-
-def test_whoever_is_killed_leaves_its_last_words(trainer: Trainer) -> None:
-    job = trainer.assign(steps_script(10_000, 0.01))
-    pid = trainer.running(job, step=30)
-    os.kill(pid, signal.SIGKILL)
-    outcome = trainer.ended(job)
-    assert "not by Trackside" in (outcome.detail or "")
-    (output,) = outcome.evidence
-    assert output.startswith("last output:\nstep ")
-    assert len(output.splitlines()) == 21
-
-
 def test_a_pause_of_worker_and_run_together_hangs_nobody(trainer: Trainer) -> None:
     job = trainer.assign(steps_script(400, 0.01))
     pid, worker = trainer.running(job, step=30), trainer.worker_pid()
