@@ -325,3 +325,23 @@ def test_a_job_that_does_not_fit_on_its_gpu_is_not_started_again_unchanged(
 
 def reasons(trainer: Trainer, job: Job) -> list[Reason]:
     return [attempt.outcome.reason for attempt in trainer.store.attempts(job) if attempt.outcome is not None]
+
+
+def test_an_agent_that_starts_while_its_driver_is_away_keeps_its_gpu_slots_and_opens_them_when_it_is_back(
+    fresh_home: Path, bus_urls: Mapping[str, str], gpus: Gpus
+) -> None:
+    with Trainer(fresh_home, bus_urls, slots="auto", settings=gpus.settings()) as trainer:
+        opened(trainer)
+        before = trainer.store.slots()
+        trainer.kill_agent()
+        gpus.path.write_text(json.dumps({"answers": False}))
+        trainer.start()
+        becomes(trainer, "does not show")
+        becomes(trainer, "does not show", at=1)
+        gpus.show()
+        opened(trainer)
+        after = trainer.store.slots()
+        assert [(slot.id, slot.gpu_uuid, slot.gpu_memory_mib) for slot in after] == [
+            (slot.id, slot.gpu_uuid, slot.gpu_memory_mib) for slot in before
+        ]
+        assert len(after) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,22 @@ def test_a_gpu_keeps_its_number_whatever_the_driver_s_order_and_a_new_one_gets_a
     assert ids("GPU-b") == {"box-gpu1": "GPU-b"}
     (tmp_path / "run" / "gpus.json").write_text("[torn")
     assert ids("GPU-b") == {"box-gpu0": "GPU-b"}
+
+
+def test_gpus_that_a_driver_does_not_show_just_now_keep_their_slots_and_no_cpu_takes_their_jobs(tmp_path: Path) -> None:
+    def ids(asked: str, *uuids: str) -> list[str]:
+        return [slot.id for slot in slots(asked, list(map(dict, numbered(tmp_path, [{"uuid": u} for u in uuids]))))]
+
+    assert ids("auto") == ["box-cpu0", "box-cpu1"]
+    assert ids("auto", "GPU-a", "GPU-b") == ["box-gpu0", "box-gpu1"]
+    assert ids("auto", "GPU-b") == ["box-gpu1"]
+    assert ids("auto") == ids("gpu") == ["box-gpu1"]
+
+    path = tmp_path / "run" / "gpus-shown.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"boot": "another one"}))
+    assert ids("auto") == ["box-cpu0", "box-cpu1"], "its GPUs may have been taken out since"
+    path.write_text("[torn")
+    assert ids("auto") == ["box-cpu0", "box-cpu1"]
 
 
 def test_a_gpu_slot_begins_as_blocked_until_its_gpu_was_looked_at() -> None:

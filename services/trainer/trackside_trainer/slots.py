@@ -9,12 +9,15 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any, Final
 
+from trackside import logs
 from trackside.errors import ConfigurationError
 from trackside.models import Slot
+from trackside.processes import boot
 from trackside.slotgrammar import parse_slots
 from trackside_trainer.gpuwatch import NOT_YET
 
 _AUTO_CPU_SLOTS: Final = 2  # a laptop goes on being one
+_KNOWN: Final = ("uuid", "name", "memory_total_mib")
 
 Gpus = Sequence[Mapping[str, Any]]
 
@@ -34,23 +37,46 @@ def parse(text: str, *, host: str, storage: str, find_gpus: Callable[[], Gpus], 
 def numbered(home: Path, gpus: Gpus) -> Gpus:
     """The GPUs, each with the `number` that its UUID has in this home; a new one gets the first that none ever had.
 
-    The driver's order may change with a restart, and a worker that outlived it has its GPU still.
+    The driver's order may change with a restart, and a worker that outlived it has its GPU still. Where it shows none,
+    those are meant that it has shown since the machine or the container started: it may be on its way.
     """
     path = home / "run" / "gpus.json"
     try:
         numbers = {str(uuid): int(number) for uuid, number in json.loads(path.read_text(encoding="utf-8")).items()}
     except (OSError, ValueError, AttributeError, TypeError):
         numbers = {}
+    if not gpus:
+        return _shown_before(home, numbers)
     new = [str(gpu["uuid"]) for gpu in gpus if gpu.get("uuid") and gpu["uuid"] not in numbers]
     free = (number for number in count(0) if number not in numbers.values())
     for uuid, number in zip(new, list(islice(free, len(new))), strict=True):
         numbers[uuid] = number
     if new:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        aside = path.with_suffix(f".{os.getpid()}")
-        aside.write_text(json.dumps(numbers), encoding="utf-8")
-        aside.replace(path)
+        _write(path, json.dumps(numbers))
+    known = [{name: gpu.get(name) for name in _KNOWN} for gpu in gpus if gpu.get("uuid")]
+    _write(home / "run" / "gpus-shown.json", json.dumps({"boot": boot(), "gpus": known}))
     return [{**gpu, "number": numbers[str(gpu["uuid"])]} if gpu.get("uuid") else gpu for gpu in gpus]
+
+
+def _shown_before(home: Path, numbers: Mapping[str, int]) -> Gpus:
+    """The GPUs that the driver showed to the agent before, if that was in this boot."""
+    try:
+        shown = json.loads((home / "run" / "gpus-shown.json").read_text(encoding="utf-8"))
+        if shown["boot"] != boot():
+            return []
+        found = [{**gpu, "number": numbers[gpu["uuid"]]} for gpu in shown["gpus"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    logs.get().warning("gpus_not_shown", known=len(found), todo="try `nvidia-smi`; their slots wait for it")
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    """Write beside and rename: a reader sees the old text or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    aside = path.with_suffix(f".{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
 
 
 def _cpu_slots(count: int, host: str, storage: str, cores: int) -> list[Slot]:
