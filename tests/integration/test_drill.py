@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ PLAIN = "import time\n\ntime.sleep(2)\nprint('finished')\n"
 
 def drill(*words: str, timeout_s: float = 170.0) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "trackside", "drill", *words]
-    env = {**os.environ, "COLUMNS": "120"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=env)
+    # A drill that finds something leaves its home for looking around; sockets in it need a short path.
+    with tempfile.TemporaryDirectory(prefix="ts-", ignore_cleanup_errors=True) as folder:
+        env = {**os.environ, "COLUMNS": "120", "TMPDIR": folder}
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=env)
 
 
 def written(folder: Path, text: str) -> str:
