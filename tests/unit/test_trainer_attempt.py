@@ -49,9 +49,9 @@ def test_a_data_loader_that_the_kernel_killed_for_memory_is_no_error_of_the_scri
     end = {"k": "end", "outcome": "user_error", "error": {"type": "RuntimeError", "message": killed, "traceback": ""}}
     run._folders.root.mkdir(parents=True)
     run._folders.journal.write_text(json.dumps(end) + "\n")
-    run._status = 1 << 8
+    run._closing.ended(1 << 8, None)
 
-    outcome = run._judge()
+    outcome = run._closing.outcome(None, run._asking)
 
     assert outcome.reason is Reason.OOM_HOST
     assert outcome.evidence == ("the kernel killed 1 process of the host for memory meanwhile",)

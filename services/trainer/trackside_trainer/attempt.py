@@ -30,19 +30,18 @@ from trackside.sdk import disk
 from trackside.sdk.context import AttemptContext
 from trackside.sdk.page import ControlPage
 from trackside.store import Store, check_not_behind
-from trackside_trainer import evidence, launch, stuck
 from trackside_trainer import folders as folders_
+from trackside_trainer import launch, stuck
 from trackside_trainer.asking import Asking
+from trackside_trainer.closing import Closing
 from trackside_trainer.earlier import EarlierCurves
-from trackside_trainer.ending import CRASHES, Exit, end_of_page, judge, loader_was_killed
-from trackside_trainer.gpugate import LastLook
 from trackside_trainer.patience import Patience
 from trackside_trainer.pausing import Pausing
 from trackside_trainer.preparation import Preparation
-from trackside_trainer.shipping import JournalTail, OutputTail, end_record, ship_for
+from trackside_trainer.shipping import JournalTail, OutputTail, ship_for
 from trackside_trainer.slotfiles import TakenAttempt, taken_path
 from trackside_trainer.vitals import Vitals
-from trackside_trainer.watchdog import Hung, Watchdog
+from trackside_trainer.watchdog import Watchdog
 
 _KILL_LIMIT_S: Final = 5.0  # then whoever is left hangs in the kernel, and the slot must go on
 _SHIP_BUDGET_S: Final = 0.03  # of one tick; the rest waits for the next, so that ends and beats are never late
@@ -68,28 +67,21 @@ class AttemptRun:
         self.outcome: Outcome | None = None
         self.pid: int | None = None
         self.pidfd: int | None = None
-        self._settings, self._store, self._slot, self._job, self._seen_by = settings, store, slot, job, seen_by
+        self._settings, self._store, self._slot, self._job = settings, store, slot, job
         self._folders = folders_.Folders(data=settings.data_dir, job=job.id, attempt=job.attempt)
         self._log = logs.get().bind(job=job.id, attempt=job.attempt, slot=slot.id)
         self._preparation: Preparation | None = None
         self._page: ControlPage | None = None
         self._asking = Asking(settings, self._log)
         self._pausing = Pausing(settings, store, job, self._asking, self._log)
-        self._killed_by_us = False
+        self._closing = Closing(slot, self._folders, seen_by=seen_by)
         self.disk_error: OSError | None = None  # for which it could not start, and no other could
         self._watchdog: Watchdog | None = None
-        self._hung: Hung | None = None
         self._notes: deque[str] = deque(maxlen=_NOTES_KEPT)  # for the history, once the bus takes them
         self._told_pid = self._disk_failed = False
         self._pid_started: int | None = None  # of a process that the slot's file does not name yet
         self._silent_until_s = self._complain_at_s = 0.0
         self._next_ship_s = self._next_control_s = 0.0
-        self._started_s = time.monotonic()
-        self._ended_s: float | None = None
-        self._status: int | None = None
-        self._gpu = LastLook(slot, ended_badly=False)
-        self._memory_kills = evidence.MemoryKills.now()
-        self._peak_mib: float | None = None
         self._vitals = Vitals()
         self._journal = JournalTail(
             store, job.id, job.attempt, self._folders.journal, slot.storage, on_accepted=self._tell_accepted
@@ -142,7 +134,7 @@ class AttemptRun:
             context, folders.context, output=folders.output, python=self._job.spec.python, home=self._settings.home
         )
         self.pid, self.pidfd, self._pid_started = started.pid, started.pidfd, started.started
-        self._started_s = time.monotonic()
+        self._closing.started()
         self._asking.started(page, started.pidfd)
         self._watchdog = Watchdog(self._settings, page, started.pid, folders.stacks, folders.output, self._job)
         if not self._note_pid():
@@ -170,7 +162,6 @@ class AttemptRun:
         self._log.warning("attempt_not_started", reason=outcome.reason.value, detail=outcome.detail)
         self.outcome = replace(outcome, ran_ms=0)
         self.phase = Phase.DRAINING
-        self._ended_s = time.monotonic()
         return True
 
     @property
@@ -220,7 +211,7 @@ class AttemptRun:
                 bus.call(self._ship)
             if self._notes:
                 bus.call(self._tell_notes)
-        elif self.phase is Phase.DRAINING and self._gpu.done() and bus.call(self._ship) is False:
+        elif self.phase is Phase.DRAINING and self._closing.known() and bus.call(self._ship) is False:
             bus.call(self._report)
 
     def _ship(self) -> bool:
@@ -261,8 +252,7 @@ class AttemptRun:
     def _keep_time(self) -> None:
         if self.pid is None:  # its wait for a GPU is not its own time
             return
-        now_s = time.monotonic()
-        spec, ran_s = self._job.spec, now_s - self._started_s
+        spec, ran_s = self._job.spec, self._closing.ran_s
         if spec.timeout_s is not None and self._job.ran_ms / 1000 + ran_s > spec.timeout_s:
             self.stop(Reason.TIMEOUT, f"the job's time limit of {spec.timeout_s:g} s was reached")
         elif spec.attempt_timeout_s is not None and ran_s > spec.attempt_timeout_s:
@@ -270,7 +260,7 @@ class AttemptRun:
         self._asking.remind()
         if self._asking.overdue():
             self._log.warning("attempt_killed", why="it did not stop within its grace")
-            self._killed_by_us = True
+            self._closing.killed_by_us = True
             self.kill()
         if self._pid_started is not None:
             self._note_pid()
@@ -281,7 +271,7 @@ class AttemptRun:
         hung = self._watchdog.look(self._notes.append)
         if hung is not None:
             self._log.warning("attempt_stalled", why=hung.detail, state=hung.evidence[0])
-            self._hung = hung
+            self._closing.hung = hung
             self._notes.append(f"stalled: {hung.detail}; its stacks are kept and it is asked to stop")
             self.stop(Reason.STALLED, hung.detail)
             with suppress(ProcessLookupError):
@@ -317,60 +307,22 @@ class AttemptRun:
 
     def _on_exit(self) -> None:
         assert self.pid is not None  # noqa: S101 -- only a started process has a pidfd
-        self._ended_s = time.monotonic()
-        _, self._status, used = os.wait4(self.pid, 0)
-        self._peak_mib = used.ru_maxrss / 1024
+        _, status, used = os.wait4(self.pid, 0)
+        self._closing.ended(status, used.ru_maxrss / 1024)
         os.close(self.pidfd or -1)
         self.pidfd = None
         self._asking.ended()
         left = processes.kill_until_gone(lambda: processes.descendants(os.getpid()), limit_s=_KILL_LIMIT_S)
         processes.reap()
         stuck.note(self._settings.home, self._slot.id, left)
-        self._gpu = LastLook(self._slot, ended_badly=self._status != 0 and not self.asked)
+        self._closing.look_at_gpu(asked=self.asked)
         self.phase = Phase.DRAINING
 
     def _report(self) -> None:
-        outcome = self.outcome or self._judge()
+        outcome = self.outcome or self._closing.outcome(self._page, self._asking)
         self._store.end_attempt(self.job_id, self.number, outcome)
         self.outcome, self.phase = outcome, Phase.DONE
         self._log.info("attempt_ended", reason=outcome.reason.value, detail=outcome.detail, step=outcome.last_step)
-
-    def _judge(self) -> Outcome:
-        page, ended_s = self._page, self._ended_s or time.monotonic()
-        end = end_record(self._folders.journal) or (end_of_page(page) if page else None)
-        loader = loader_was_killed(end)
-        seen = Exit(
-            status=self._status,
-            asked=self._asking.reason,
-            why=self._asking.why,
-            killed_by_us=self._killed_by_us,
-            out_of_memory=evidence.killed_for_memory(self._memory_kills, self._peak_mib, loader=loader),
-            lost_gpu=self._gpu.gone,
-        )
-        return judge(
-            end,
-            seen,
-            first_step=page.first if page else None,
-            last_step=page.completed if page and page.first is not None else None,
-            evidence=self._evidence(seen),
-            seen_by=self._seen_by,
-            noticed_after_ms=int((time.monotonic() - ended_s) * 1000),
-            ran_ms=int((ended_s - self._started_s) * 1000),
-        )
-
-    def _evidence(self, seen: Exit) -> tuple[str, ...]:
-        if seen.status == 0 and seen.asked is None:
-            return ()
-        output = self._folders.output
-        crashed = seen.signal_name in CRASHES
-        return evidence.bounded(
-            (
-                *(self._hung.evidence if self._hung is not None else ()),
-                seen.out_of_memory if seen.signal_name in ("SIGKILL", None) else None,
-                evidence.crash_dump(output) if crashed else None,
-                evidence.last_lines(output, before_crash=crashed),
-            )
-        )
 
     # -- what others see -------------------------------------------------------------------------------------------
 
