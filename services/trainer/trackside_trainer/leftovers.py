@@ -49,6 +49,8 @@ class Death:
         if os.WIFSIGNALED(status):
             name = signal.Signals(os.WTERMSIG(status)).name
             return cls(words=f"the worker was killed ({name})", signal=name)
+        if status == 0:
+            return cls(words="the worker stopped in order before the server had taken its report", host=True)
         return cls(words=f"the worker ended with exit code {os.waitstatus_to_exitcode(status)}")
 
     @classmethod
