@@ -37,6 +37,7 @@ from trackside.server import EmbeddedServer, url_for
 
 _STOP_MARGIN_S: Final = 5.0  # a service gets its own grace and this before SIGKILL
 _START_LIMIT_S: Final = 60.0
+_START_AGAIN_S: Final = 1.0
 _RESTART_MAX_S: Final = 30.0
 
 
@@ -247,7 +248,7 @@ class Launcher:
                 service.start()
             except OSError as error:  # no process to be had, or the disk does not take its log
                 self._log.error("service_not_started", service=service.name, why=str(error))
-                service.start_at_s = now_s + _RESTART_MAX_S / self._settings.scale
+                service.start_at_s = now_s + _START_AGAIN_S
 
     def _beat(self) -> None:
         now_s = time.monotonic()

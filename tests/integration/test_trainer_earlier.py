@@ -118,6 +118,26 @@ def test_what_one_that_died_at_it_left_is_removed_also_where_nothing_is_lost(
     assert numbers(store) == [1, 1, 2, 2, 3]
 
 
+def test_an_attempt_that_did_no_step_takes_none_from_the_one_before(
+    store: Store, bus_urls: Mapping[str, str], tmp_path: Path
+) -> None:
+    boss = Store(connect(bus_urls["supervisor"]), by="supervisor:test")
+    boss.submit("j", "j", SPEC)
+    started(store, boss, 1)
+    journal(tmp_path, 1)
+    at = CheckpointRef(name="step-9-a1", step=9, attempt=1, digest="d", storage="disk")
+    store.accept_checkpoint("j", 1, at)
+    ended(store, boss, 1)
+    started(store, boss, 2)  # and dies before it has restored anything
+    ended(store, boss, 2)
+    third = started(store, boss, 3)
+    boss.client.close()
+    store.client.delete(keys.metrics("j"))
+
+    rounds(EarlierCurves(store, third, tmp_path))
+    assert steps(store) == [(1, 1)]
+
+
 def test_on_a_line_that_breaks_again_and_again_they_are_given_up(
     store: Store, bus_urls: Mapping[str, str], tmp_path: Path
 ) -> None:

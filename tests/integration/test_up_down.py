@@ -70,16 +70,22 @@ def test_it_is_ready_by_its_own_processes_whoever_else_beats_on_the_server(
     client.close()
 
 
-def test_a_server_that_cannot_start_again_is_started_once_it_can(fresh_home: Path) -> None:
+def test_a_server_and_a_service_that_cannot_start_again_are_started_once_they_can(fresh_home: Path) -> None:
     with running_system(fresh_home, "--no-dashboard", "--slots", "cpu:1", profile="test") as system:
         launcher = system.beat(Role.LAUNCHER)
         assert launcher is not None
         config, aside = fresh_home / "redis" / "server.conf", fresh_home / "aside"
         config.rename(aside)
         config.mkdir()  # stands for a disk that takes no file
+        told = fresh_home / "logs" / "supervisor.log"
+        told.unlink()
+        told.mkdir()
         os.kill(launcher.children["redis"], signal.SIGKILL)
+        os.kill(launcher.children["supervisor"], signal.SIGKILL)
         log = fresh_home / "up.log"
         wait_until(lambda: log.read_text().count("server_not_restarted") > 1, 20, "it is not tried again")
+        wait_until(lambda: log.read_text().count("service_not_started") > 1, 20, "the supervisor is not tried again")
         config.rmdir()
+        told.rmdir()
         wait_until(lambda: system.command("health", "redis").returncode == 0, 30, "the server does not come back")
         wait_until(lambda: system.command("health", "supervisor").returncode == 0, 20, "the supervisor does not")
