@@ -187,6 +187,15 @@ def test_a_script_that_leaves_at_sigterm_is_paused_at_its_boundary_all_the_same(
     is_paused_without_loss(trainer, job, after_step=3)
 
 
+def test_a_script_that_ends_by_itself_before_it_hears_of_its_pause_has_succeeded(trainer: Trainer) -> None:
+    job = trainer.assign(trains(within=f"if step == 5: print('long', flush=True); time.sleep({LONG_S}); break"))
+    said(trainer, job, "long")
+    trainer.store.pause(job.id)
+    wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 5, "it was not asked to pause")
+    outcome = trainer.ended(job)
+    assert (outcome.reason, outcome.detail, outcome.last_step) == (Reason.SUCCEEDED, "finished", 4)
+
+
 def test_one_that_is_killed_while_it_is_to_pause_has_not_paused(trainer: Trainer) -> None:
     job = trainer.assign(trains(within="if step == 5: print('long', flush=True); time.sleep(600)"))
     pid = trainer.running(job, step=4)

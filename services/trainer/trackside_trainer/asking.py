@@ -51,12 +51,19 @@ class Asking:
         self._saving_until_s = 0.0
         self._unheard = False  # a pause that only the page tells of yet
 
+    @property
+    def heard(self) -> Reason | None:
+        """What may have made the process leave: not a pause that it was never told of, or has refused."""
+        if self.reason is Reason.PAUSED and (self._unheard or (self._page and self._page.refused is not None)):
+            return None
+        return self.reason
+
     def started(self, page: ControlPage, pidfd: int) -> None:
         """There is a process to ask."""
         self._page, self._pidfd = page, pidfd
 
     def ended(self) -> None:
-        """There is none any more."""
+        """There is none any more; what it did not hear it has not heeded."""
         self._pidfd = None
 
     def stop(self, reason: Reason, why: str | None = None, *, saving_s: float | None = None) -> None:
@@ -66,7 +73,7 @@ class Asking:
         """
         if self.reason is not None and _RANK[self.reason] >= _RANK[reason]:
             return
-        self.reason, self.why = reason, why
+        self.reason, self.why, self._unheard = reason, why, False
         if self._pidfd is None or self._page is None:
             return
         self._log.info("attempt_stopping", reason=reason.value)

@@ -56,7 +56,7 @@ class Closing:
         loader = loader_was_killed(end)
         seen = Exit(
             status=self._status,
-            asked=asking.reason,
+            asked=asking.heard,
             why=asking.why,
             killed_by_us=self.killed_by_us,
             out_of_memory=evidence.killed_for_memory(self._memory_kills, self._peak_mib, loader=loader),
