@@ -163,6 +163,17 @@ def test_a_pause_of_the_watcher_is_not_held_against_the_run(run: Watched) -> Non
     assert stalls(run.wait(1.0))  # a quarter of the limit was counted
 
 
+@pytest.mark.parametrize("steps", [2, 20])
+def test_a_step_that_was_paused_with_its_watcher_widens_no_limit(run: Watched, steps: int) -> None:
+    run.steps(steps, 0.1)
+    run.seen = replace(run.seen, now_s=run.seen.now_s + 36_000.0)  # a night in a paused container
+    assert run.steps(1, 0.1) == []
+    assert run.steps(20, 0.1) == []
+    assert run.wait(9.9) == []
+    bound_s = 10.1 if steps == 20 else 76.0  # by a quarter of the limit at that time, three times
+    assert stalls(run.wait(bound_s - 9.9))
+
+
 def test_a_step_ends_a_stall(run: Watched) -> None:
     run.steps(20, 0.1)
     assert stalls(run.wait(11.0))

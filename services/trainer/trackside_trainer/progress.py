@@ -124,12 +124,12 @@ class Progress:
         last, self._last = self._last, seen
         if last is None:
             return None
-        slowdown = self._take_steps(last, seen)
+        passed_s = min(seen.now_s - last.now_s, self._clock(last)[1] / _BLIND_SHARE)
+        slowdown = self._take_steps(last, seen, self._quiet_s + passed_s)
         clock, limit_s, median_s = self._clock(seen)
         moved = (seen.completed, seen.first, seen.phase, seen.opened_ns) != (
             last.completed, last.first, last.phase, last.opened_ns,
         )  # fmt: skip
-        passed_s = min(seen.now_s - last.now_s, limit_s / _BLIND_SHARE)
         if not moved:
             self._quiet_s += passed_s
         else:
@@ -164,13 +164,14 @@ class Progress:
         own_s = max(LEARNED_TIMES * median_s, LONGEST_TIMES * self.pace.longest_s)
         return max(least_s, own_s), median_s if own_s > least_s or self.pace.known else None
 
-    def _take_steps(self, last: Seen, seen: Seen) -> Slowdown | None:
+    def _take_steps(self, last: Seen, seen: Seen, watched_s: float) -> Slowdown | None:
         steps = seen.completed - last.completed
         if steps <= 0 or last.boundary_ns is None or seen.boundary_ns is None or last.first is None:
             return None
         if last.completed < last.first:  # the first step compiles and warms up
             return None
-        step_s = (seen.boundary_ns - last.boundary_ns) / 1e9 / steps
+        # A run that was stopped together with its watcher was not slow, nor may it be so the next time.
+        step_s = min((seen.boundary_ns - last.boundary_ns) / 1e9 / steps, watched_s)
         median_s = self.pace.median_s if self.pace.known else None
         self.pace.add(step_s)
         if median_s is None:
