@@ -329,7 +329,7 @@ def test_a_stop_of_the_training_process_by_somebody_else_counts_as_preempted(tra
     pid = trainer.running(job, step=2)
     os.kill(pid, signal.SIGTERM)
     outcome = trainer.ended(job)
-    assert outcome.reason is Reason.PREEMPTED
+    assert (outcome.reason, outcome.stranger) == (Reason.PREEMPTED, True)
     assert trainer.store.job(job.id).checkpoints[0].step == outcome.last_step
 
 

@@ -67,6 +67,7 @@ def test_a_job_of_a_stopping_trainer_is_not_given_to_its_other_slot(
         ended = becomes(trainer, job_id, JobState.SUCCEEDED, 40)
         outcomes = [attempt.outcome for attempt in trainer.store.attempts(ended)]
         assert [outcome.reason for outcome in outcomes if outcome] == [Reason.PREEMPTED, Reason.SUCCEEDED]
+        assert not any(outcome.stranger for outcome in outcomes if outcome), "our own stop counts against the job"
 
 
 def test_a_worker_without_an_agent_lets_its_run_finish_saving(fresh_home: Path, bus_urls: Mapping[str, str]) -> None:
