@@ -51,6 +51,8 @@ def test_a_job_leaves_a_silent_host_and_the_silent_host_spoils_nothing(fresh_hom
         assert job.state is JobState.SUCCEEDED
         outcomes = [attempt.outcome for attempt in system.attempts(job_id)]
         assert [outcome.reason for outcome in outcomes if outcome] == [Reason.LOST, Reason.SUCCEEDED]
+        assert outcomes[0] is not None
+        assert outcomes[0].rule == "silent host"
         assert system.series(job_id, "loss") == system.series(calm, "loss")
         assert system.summary(job_id)["digest"] == system.summary(calm)["digest"]
         assert {checkpoint.attempt for checkpoint in job.checkpoints if checkpoint.step > 300} == {2}
