@@ -119,13 +119,23 @@ def test_damaged_entries_do_not_stop_it(seed: Seed, bus_urls: Mapping[str, str],
     assert live(hub)
 
 
+def test_a_damaged_newest_batch_hides_nothing(seed: Seed, bus_urls: Mapping[str, str], new_hub: NewHub) -> None:
+    with connect(bus_urls["tester"]) as tester:
+        tester.xadd(keys.metrics("baseline-g7h8j9"), {"d": b"\xff\xfe"}, id="2-99999999")
+    hub = new_hub(bus_urls["dashboard"])
+    wait_until(lambda: live(hub), 10, "the reader stopped at it")
+    wait_until(lambda: hub.snapshot().latest.get("baseline-g7h8j9"), 10, "the batch before it is not shown")
+
+
 def test_series_are_kept_for_so_many_jobs_only(
     seed: Seed, bus_urls: Mapping[str, str], new_hub: NewHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trackside_dashboard.hub.SERIES_MAX", 2)
     hub = new_hub(bus_urls["dashboard"])
     wait_until(lambda: live(hub), 10, "the reader did not connect")
-    assert hub.view(JOB) is not None
+    for number in range(4):
+        assert hub.view(f"invented-{number}", wait_s=0.0) is None
+    assert hub.view(JOB) is not None, "jobs that are not there shut out one that is"
     assert hub.view("baseline-g7h8j9") is not None
     assert hub.view("flaky-p4q5r6") is None, "a third job was taken in"
     assert len(hub._series) <= 2

@@ -205,6 +205,15 @@ def test_every_page_says_that_the_server_takes_no_writes(
         assert "takes no writes" not in words(visit(url))
 
 
+def test_a_job_that_is_not_read_yet_is_not_said_to_be_missing(
+    seed: Seed, bus_urls: Mapping[str, str], visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trackside_dashboard.hub.SERIES_MAX", 0)
+    shown = words(visit(bus_urls["dashboard"], "views/job.py", job="baseline-g7h8j9"))
+    assert "This job is still being read" in shown
+    assert "No such job" not in shown
+
+
 @pytest.mark.parametrize("job", ["", "no-such-job", "../../etc", "<b>x</b>"])
 def test_a_job_that_is_not_there_is_told_so(seed: Seed, bus_urls: Mapping[str, str], visit: Visit, job: str) -> None:
     app = visit(bus_urls["dashboard"], "views/job.py", job=job)

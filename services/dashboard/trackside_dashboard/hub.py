@@ -98,7 +98,7 @@ class Hub:
         `attempt`: whose output to follow as well. The first look waits up to `wait_s`.
         """
         first = job_id not in self._wanted
-        if first and len(self._wanted) >= SERIES_MAX:
+        if first and self._is_crowded():
             return None
         self._wanted[job_id] = time.monotonic()
         watched = self._watched.setdefault(job_id, Watched(job_id))
@@ -109,6 +109,11 @@ class Hub:
             with self._news:
                 self._news.wait_for(lambda: self._is_in(job_id, attempt), timeout=wait_s)
         return self._snapshot.views.get(job_id)
+
+    def _is_crowded(self) -> bool:
+        """Whether the pages of so many jobs are open that no other is read; of invented jobs more are borne."""
+        jobs = self._snapshot.jobs
+        return sum(job_id in jobs for job_id in self._wanted) >= SERIES_MAX or len(self._wanted) >= 4 * SERIES_MAX
 
     def memo(self, key: Hashable, version: Hashable, make: Callable[[], T]) -> T:
         """What `make` returned for this version, whichever session asked: charts are drawn once for all viewers."""

@@ -60,9 +60,9 @@ def bus_errors() -> Iterator[None]:
         ) from error
     except redis.exceptions.OutOfMemoryError as error:
         raise BusUnavailable(
-            f"the server is out of memory and takes no writes; what trains goes on: raise its maxmemory ({_told(error)})",
-            full="memory",
-        ) from error
+            "the server is out of memory and takes no writes; what trains goes on: raise its maxmemory "
+            f"({_told(error)})", full="memory",
+        ) from error  # fmt: skip
     except (redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError) as error:
         raise BusUnavailable(f"the server takes no writes: {error}; connect to the one that does") from error
     except redis.ResponseError as error:

@@ -8,6 +8,7 @@ makes it refuse every older attempt, and an entry sent twice is refused the seco
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from enum import Enum
 from typing import Any, Final, TypeVar, cast
 
@@ -83,11 +84,12 @@ def batches(client: Client, job_id: str, *, after: str = "-", count: int = 500) 
 
 
 def last_batch(client: Client, job_id: str) -> tuple[str, int, Batch] | None:
-    """The newest batch of metrics, if there is one."""
+    """The newest batch of metrics that can be read, if there is one."""
     for raw_id, fields in cast(list[Any], client.xrevrange(keys.metrics(job_id), count=8)):
         if _DATA in fields:
             entry = raw_id.decode()
-            return entry, keys.parse_entry_id(entry)[0], decode(Batch, fields[_DATA])
+            with suppress(DecodeError):
+                return entry, keys.parse_entry_id(entry)[0], decode(Batch, fields[_DATA])
     return None
 
 

@@ -12,6 +12,7 @@ from trackside.errors import InvalidJob
 from trackside.ids import check_job_id
 from trackside.models import Job, JobState
 from trackside_dashboard import charts, life, live, queries, tables, text
+from trackside_dashboard.hub import SERIES_MAX
 from trackside_dashboard.snapshot import JobView
 
 CHARTS_MAX = 12
@@ -32,7 +33,12 @@ def found(job_id: str) -> tuple[Job, JobView] | None:
 
 
 def missing(job_id: str | None) -> None:
-    if live.hub().health().state == "none":
+    hub = live.hub()
+    if job_id in hub.snapshot().jobs:
+        st.markdown(f":gray[This job is still being read; at most {SERIES_MAX} are at once.]")
+        st.skeleton(height=240)
+        return
+    if hub.health().state == "none":
         st.skeleton(height=240)
         return
     st.markdown("##### No such job" if job_id else "##### No job chosen")
