@@ -2,7 +2,7 @@
 
 One job of real training steps (about 5 ms of arithmetic and one `run.log` each) on a whole system, whose every service
 reaches the server through a proxy. The weather changes every few seconds, and the script itself notes how long each
-step XX
+step took.
 It measures and judges nothing. Run it with `make bench`, or:
 PYTHONPATH=tests python bench/isolation.py --rounds 5 --seconds 6 --json build/isolation.json
 """

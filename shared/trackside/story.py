@@ -46,7 +46,7 @@ RULES: Final = {
     "poison": "several attempts in a row brought no newer checkpoint",
     "budget used up": "more failures than retries since the last newer checkpoint",
     "retry at once": "the attempt brought a newer checkpoint, so waiting gains nothing",
-    "retry with backoff": "the attempt brought nothing new; the wait is drawn at random and grows each time",
+    "retry with backoff": "it brought nothing new, or memory was short on the host; the wait grows each time",
     "backoff over": "it has waited as long as was drawn",
     "parent did not succeed": "a job that it was to run after failed, was cancelled or is gone",
     "parents succeeded": "every job that it was to run after has succeeded",

@@ -247,7 +247,8 @@ def test_a_full_host_is_tried_once_more_after_a_wait_and_not_a_third_time() -> N
     again = decide(a_job(attempt=2, barren=1), ended(Reason.OOM_HOST, 2), first, POLICY, NOW)
     assert (again.state, again.rule) == (JobState.FAILED, "oom_host")
     moving = a_job(attempt=2, checkpoints=(saved(10, 2),))
-    assert decide(moving, ended(Reason.OOM_HOST, 2), first, POLICY, NOW).state is JobState.QUEUED
+    short = decide(moving, ended(Reason.OOM_HOST, 2), first, POLICY, NOW)
+    assert (short.state, short.rule) == (JobState.WAITING, "retry with backoff"), "at once it runs into the same"
 
 
 @pytest.mark.parametrize("reason", sorted(set(Reason) - {Reason.SUCCEEDED, Reason.CANCELLED}))

@@ -23,6 +23,7 @@ from trackside.testing import wait_until
 from trackside_trainer import stuck
 from trackside_trainer.attempt import AttemptRun
 from trackside_trainer.leftovers import Death, Leftover
+from trackside_trainer.patience import Patience
 from trackside_trainer.slotfiles import TakenAttempt, taken_path
 from trackside_trainer.stuck import StuckGate
 
@@ -87,6 +88,11 @@ def test_what_an_attempt_leaves_behind_is_noted_by_its_worker(
         run.pid, run.pidfd = ended.pid, os.pidfd_open(ended.pid)
         run._on_exit()
         ended.returncode = 0  # it was waited for
+    assert run.phase.value == "clearing", "its worker would not beat while it waits"
+    assert StuckGate(tmp_path, SLOT.id).passes(), "it may still go"
+    run._clear_until_s = 0.0
+    run.tick(Patience())
+    assert run.phase.value == "draining"
     assert not StuckGate(tmp_path, SLOT.id).passes()
 
 

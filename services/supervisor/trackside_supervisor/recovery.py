@@ -112,6 +112,8 @@ def gather(job: Job, attempt: Attempt, previous: Attempt | None, policy: Policy)
     passed = job.bad_step is not None and rollback_to > job.bad_step
     struck = _struck(attempt, outcome)
     in_a_row = job.host_faults if struck else job.barren + 1  # the first host's fault is not waited for
+    if progressed:  # memory that was short is waited for, or the next attempt runs into the same
+        in_a_row = 1 if outcome.reason is Reason.OOM_HOST else 0
     return Facts(
         state=job.state,
         reason=outcome.reason,
@@ -127,7 +129,7 @@ def gather(job: Job, attempt: Attempt, previous: Attempt | None, policy: Policy)
         barren=job.barren,
         retries=job.spec.retries,
         poison_after=policy.poison_after,
-        wait_s=round(policy.backoff_s(0 if progressed else in_a_row), 3),
+        wait_s=round(policy.backoff_s(in_a_row), 3),
         attempt_limit=_of_attempt(job),
         bad_step=outcome.bad_step,
         rollbacks=0 if passed else job.rollbacks,
@@ -197,7 +199,7 @@ def _counted(facts: Facts, now_ms: int) -> Decision:
     if failures > facts.retries:
         return to(JobState.FAILED, "budget used up", f"{failures} failures, {facts.retries} retries: {what}")
     ended = f"attempt {facts.attempt} ended: {what}"
-    if facts.progressed:  # the run moves on, so nothing is gained by waiting
+    if facts.progressed and facts.wait_s == 0:  # the run moves on, so nothing is gained by waiting
         return to(JobState.QUEUED, "retry at once", ended)
     return to(JobState.WAITING, "retry with backoff", ended)
 

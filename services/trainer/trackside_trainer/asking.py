@@ -17,7 +17,7 @@ from trackside.models import Reason
 from trackside.sdk.page import Command, ControlPage, Phase
 
 # Graces shorter than the one that people set: a newer attempt may be running already; a hung process rarely wakes.
-_SHORT_GRACE_S: Final = {Reason.FENCED: 1.5, Reason.STALLED: 5.0}
+_SHORT_GRACE_S: Final = {Reason.FENCED: 1.5, Reason.STALLED: 1.0}
 # A stronger wish replaces a weaker one. A pause is the weakest: who must go gets a deadline, and the job pauses anyway.
 _RANK: Final = {
     Reason.PAUSED: 1,
@@ -35,7 +35,7 @@ _COMMANDS: Final = {
     Reason.CANCELLED: Command.CANCEL,
     Reason.FENCED: Command.FENCED,
 }
-_MAY_FINISH_SAVING: Final = frozenset({Reason.PREEMPTED, Reason.TIMEOUT})
+_MAY_FINISH_SAVING: Final = frozenset({Reason.PREEMPTED, Reason.TIMEOUT, Reason.STALLED})
 
 
 class Asking:

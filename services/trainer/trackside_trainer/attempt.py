@@ -43,6 +43,7 @@ from trackside_trainer.slotfiles import TakenAttempt, taken_path
 from trackside_trainer.vitals import Vitals
 from trackside_trainer.watchdog import Watchdog
 
+_KILL_TURN_S: Final = 0.25  # of it, in one tick
 _KILL_LIMIT_S: Final = 5.0  # then whoever is left hangs in the kernel, and the slot must go on
 _SHIP_BUDGET_S: Final = 0.03  # of one tick; the rest waits for the next, so that ends and beats are never late
 _NOTES_KEPT: Final = 20
@@ -54,6 +55,7 @@ BACKUP: Final = (
 
 class Phase(Enum):
     RUNNING = "running"
+    CLEARING = "clearing"  # the process has ended, and what descends from it not yet
     DRAINING = "draining"
     DONE = "done"
 
@@ -81,7 +83,7 @@ class AttemptRun:
         self._told_pid = self._disk_failed = False
         self._pid_started: int | None = None  # of a process that the slot's file does not name yet
         self._silent_until_s = self._complain_at_s = 0.0
-        self._next_ship_s = self._next_control_s = 0.0
+        self._next_ship_s = self._next_control_s = self._clear_until_s = 0.0
         self._vitals = Vitals()
         self._journal = JournalTail(
             store, job.id, job.attempt, self._folders.journal, slot.storage, on_accepted=self._tell_accepted
@@ -177,6 +179,8 @@ class AttemptRun:
 
     def tick(self, bus: Patience) -> None:
         """Do what is due now; never waits longer than one command of the bus takes."""
+        if self.phase is Phase.CLEARING:
+            self._clear()
         if self.phase is Phase.RUNNING and self._has_exited():
             self._on_exit()
         if self.phase is Phase.RUNNING:
@@ -312,7 +316,15 @@ class AttemptRun:
         os.close(self.pidfd or -1)
         self.pidfd = None
         self._asking.ended()
-        left = processes.kill_until_gone(lambda: processes.descendants(os.getpid()), limit_s=_KILL_LIMIT_S)
+        self._clear_until_s = time.monotonic() + _KILL_LIMIT_S
+        self.phase = Phase.CLEARING
+        self._clear()
+
+    def _clear(self) -> None:
+        """End what the process left; it may take seconds to go, and the worker has to beat meanwhile."""
+        left = processes.kill_until_gone(lambda: processes.descendants(os.getpid()), limit_s=_KILL_TURN_S)
+        if left and time.monotonic() < self._clear_until_s:
+            return
         processes.reap()
         stuck.note(self._settings.home, self._slot.id, left)
         self._closing.look_at_gpu(asked=self.asked)
