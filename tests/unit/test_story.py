@@ -64,8 +64,8 @@ def test_an_attempt_is_told_from_its_slot_to_what_comes_next() -> None:
         "attempt 1 ended: killed (SIGKILL); after 12 s; having done steps 1 to 57; it brought no checkpoint; seen by "
         "worker:h-gpu0 within 3 ms",
         "decided: waiting, by the rule 'retry with backoff': it brought nothing new, or memory was short on the "
-        "host; the wait grows each time (1 failure with 4 retries; 1 in a row without a newer checkpoint, 3 are too many; "
-        "waits 1.2 s)",
+        "host; the wait grows each time (1 failure with 4 retries; 1 in a row without a newer checkpoint, 3 are too "
+        "many; waits 1.2 s)",
         "next: attempt 2 in 0.2 s, from the beginning",
     ]
 
