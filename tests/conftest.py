@@ -1,7 +1,8 @@
 """Fixtures for all tests: a clean environment, and a real server.
 
 `redis_server` is one server for the session; `bus_urls` gives its URLs, with all data removed first. Tests that stop,
-freeze or kill a server take `own_server`, which is theirs alone. `fresh_home` is a private home with a short path.
+freeze or kill a server take `own_server`, which is theirs alone, or one of their module. `fresh_home` is a private home
+with a short path.
 """
 
 from __future__ import annotations

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,17 +17,20 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from trackside.bus import beats, queue, streams
+from trackside.bus.acl import USERS
 from trackside.bus.client import connect
 from trackside.config import Settings
 from trackside.errors import NotFound
 from trackside.ids import new_job_id
 from trackside.models import Attempt, AttemptState, Beat, Job, JobSpec, JobState, Outcome, Program, Slot
 from trackside.processes import look
+from trackside.server import EmbeddedServer, ServerBinary
 from trackside.snapshots import pack
 from trackside.store import Store
 from trackside.testing import wait_until
 
-START_LIMIT_S = 40.0  # importing torch on a busy machine
+START_LIMIT_S = 60.0  # importing torch on a busy machine
+TTL_S = 1.0  # the tenth of the usual one, which the test profile has, is no silence on a busy machine yet
 STEPS = """
 import os, time, trackside
 run = trackside.init()
@@ -61,7 +66,7 @@ class Trainer:
     ) -> None:
         """`within` is put before the agent's command, and ends by executing it."""
         self.home, self.urls, self.slots, self.within = home, dict(urls), slots, within
-        self.settings = {"profile": "test", "stop_grace_s": 10, **settings}
+        self.settings = {"profile": "test", "beat_ttl_s": TTL_S, "stop_grace_s": 10, **settings}
         self.client = connect(urls["supervisor"], command_limit_s=5.0)
         self.store = Store(self.client, by="supervisor:test")
         self.for_rq = queue.rq_client(urls["supervisor"])
@@ -151,7 +156,7 @@ class Trainer:
     def attempt(self, job: Job) -> Attempt:
         return self.store.attempt(job.id, job.attempt)
 
-    def ended(self, job: Job, timeout_s: float = 15.0) -> Outcome:
+    def ended(self, job: Job, timeout_s: float = 30.0) -> Outcome:
         """Wait for the end of the job's attempt; its outcome."""
 
         def outcome() -> Outcome | None:
@@ -171,7 +176,7 @@ class Trainer:
                 return None
             return beat.attempt_pid
 
-        found = wait_until(pid, 20, f"{job.id} does not run:\n{self.log.read_text()[-3000:]}")
+        found = wait_until(pid, 30, f"{job.id} does not run:\n{self.log.read_text()[-3000:]}")
         assert found is not None
         return found
 
@@ -199,6 +204,17 @@ class Trainer:
         return True
 
 
+@contextmanager
+def server_and_trainer(binary: ServerBinary, **settings: float) -> Iterator[tuple[EmbeddedServer, Trainer]]:
+    """A trainer with a server of its own, which may be stopped, frozen or killed."""
+    home = Path(tempfile.mkdtemp(prefix="ts-"))
+    with EmbeddedServer(home, binary=binary, extra_users={"tester": ("~*", "&*", "+@all")}) as server:
+        urls = {user: server.url(user) for user in (*USERS, "tester")}
+        with Trainer(home / "trainer", urls, settings=settings) as trainer:
+            yield server, trainer
+    shutil.rmtree(home, ignore_errors=True)
+
+
 def kill(pid: int) -> None:
     """SIGKILL."""
     os.kill(pid, signal.SIGKILL)
@@ -207,7 +223,9 @@ def kill(pid: int) -> None:
 def _supervise(url: str, home: Path) -> None:
     from trackside_supervisor import service
 
-    settings = Settings.from_environ({}, home=home, log_level="error", host="h", profile="test", lease_ttl_s=1.0)
+    settings = Settings.from_environ(
+        {}, home=home, log_level="error", host="h", profile="test", lease_ttl_s=1.0, beat_ttl_s=TTL_S
+    )
     supervisor = service.Supervisor(settings, connect(url, name="supervisor"), url)
     signal.signal(signal.SIGTERM, supervisor.stop)
     supervisor.run()
@@ -231,4 +249,4 @@ def supervised(trainer: Trainer, *, rounds: int) -> None:
     trainer.store.cancel(parent)
     for _ in range(rounds):
         child = trainer.submit(steps_script(1), after=(parent,))
-        wait_until(lambda: trainer.store.job(child).state is JobState.FAILED, 10, "the supervisor does not look")  # noqa: B023 -- called at once
+        wait_until(lambda: trainer.store.job(child).state is JobState.FAILED, 20, "the supervisor does not look")  # noqa: B023 -- called at once

@@ -65,10 +65,10 @@ def test_a_state_change_arrives_by_its_event(seed: Seed, bus_urls: Mapping[str, 
     wait_until(lambda: live(hub), 10, "the reader did not connect")
     seed.store.cancel("queued-c7d8e9")
     wait_until(
-        lambda: hub.snapshot().jobs["queued-c7d8e9"].state is JobState.CANCELLED, 3, "the cancel was not seen in time"
+        lambda: hub.snapshot().jobs["queued-c7d8e9"].state is JobState.CANCELLED, 10, "the cancel was not seen in time"
     )
     seed.submit("brand-new", "brand new")
-    wait_until(lambda: hub.snapshot().order[:1] == ("brand-new",), 3, "the new job was not seen in time")
+    wait_until(lambda: hub.snapshot().order[:1] == ("brand-new",), 10, "the new job was not seen in time")
 
 
 def test_the_output_of_each_attempt_is_followed(seed: Seed, bus_urls: Mapping[str, str], new_hub: NewHub) -> None:

@@ -20,7 +20,7 @@ TRIES: Final = 60
 BELOW: Final = 10**6  # more than anything has children
 SKELETON: Final = 40  # parts of a page whose reader has not yet connected: fewer
 Place = tuple[int, ...]
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(240)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from trackside.testing import wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 STEPS = 300
 ARGS = ("--steps", str(STEPS), "--every", "100")
+DISTURBED = (*ARGS, "--step-ms", "30")  # a command takes its time on a busy machine, and has to come before the end
 # Fails after step 150 unless the file is there; no randomness of its own, so the result is that of TRAIN.
 FAILING = TRAIN.replace(
     "    time.sleep(args.step_ms / 1000)",
@@ -51,7 +52,7 @@ def test_a_paused_job_stays_paused_through_a_restart_of_everything_and_ends_as_i
 ) -> None:
     with running_system(home, *OPTIONS) as system:
         undisturbed = succeeded(system, system.submit(script, args=(*ARGS, "--step-ms", "0")))
-        job_id = system.submit(script, args=ARGS)
+        job_id = system.submit(script, args=DISTURBED)
         system.stepping(job_id, 130)
         system.cli("pause", job_id)
         wait_until(lambda: system.job(job_id).state is JobState.PAUSED, 30, "it did not pause")
@@ -76,7 +77,7 @@ def test_a_paused_job_stays_paused_through_a_restart_of_everything_and_ends_as_i
 def test_a_resumed_job_goes_back_to_the_checkpoint_that_was_named(home: Path, script: Path) -> None:
     with running_system(home, *OPTIONS) as system:
         undisturbed = succeeded(system, system.submit(script, args=(*ARGS, "--step-ms", "0")))
-        job_id = system.submit(script, args=ARGS)
+        job_id = system.submit(script, args=DISTURBED)
         system.stepping(job_id, 130)
         system.cli("pause", job_id)
         wait_until(lambda: system.job(job_id).state is JobState.PAUSED, 30, "it did not pause")
@@ -150,7 +151,7 @@ def test_supervisors_that_die_right_after_each_assignment_lose_and_double_nothin
         first = wait_until(lambda: system.beat(Role.SUPERVISOR), 10, "no supervisor beats")
         assert first is not None
         undisturbed = succeeded(system, system.submit(script, args=(*ARGS, "--step-ms", "0")))
-        job_id = system.submit(script, args=ARGS)
+        job_id = system.submit(script, args=DISTURBED)
         beat = system.stepping(job_id, 130)
         assert beat.attempt_pid is not None
         system.kill(beat.attempt_pid)

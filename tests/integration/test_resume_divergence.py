@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from system import System, running_system
+from trackside.cli.throwaway import QUICK
 from trackside.models import EventKind, JobState, Reason
 
 TRAIN = """
@@ -27,7 +28,7 @@ for step in run.steps(80):
 def system() -> Iterator[System]:
     home = Path(tempfile.mkdtemp(prefix="ts-"))
     try:
-        with running_system(home, "--no-dashboard", "--slots", "cpu:2", profile="test") as system:
+        with running_system(home, "--no-dashboard", "--slots", "cpu:2", **QUICK) as system:
             (home / "project").mkdir()  # the folder of a script is sent along, and the home is none to send
             (home / "project" / "train.py").write_text(TRAIN)
             yield system
