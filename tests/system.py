@@ -172,8 +172,9 @@ def another_host(system: System, home: Path, name: str) -> Iterator[None]:
     with (system.home / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
-        member = f"{Role.WORKER}:{name}-cpu0"
-        wait_until(lambda: beats.read(system.client).get(member), 40.0, f"{name} has no worker")
+        slot = f"{name}-cpu0"
+        wait_until(lambda: beats.read(system.client).get(f"{Role.WORKER}:{slot}"), 60.0, f"{name} has no worker")
+        wait_until(lambda: slot in {each.id for each in system.store.slots()}, 20.0, f"{slot} is not on the books")
         yield
     finally:
         process.terminate()
