@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 from trackside.bus import keys, streams
 from trackside.bus.client import Pipeline
 from trackside.codec import decode_fields
-from trackside.errors import Fenced, IllegalTransition, NotFound, ServerBehind
+from trackside.errors import BusDenied, Fenced, IllegalTransition, NotFound, ServerBehind
 from trackside.models import Attempt, Event, EventKind, Job, JobState
 from trackside.retry import at_once
 from trackside.slotstore import SlotStore, decoded, replace_hash
@@ -70,12 +70,20 @@ class JobStore(SlotStore):
 
         Read in parts, since a line that breaks now and then carries a part, and never the whole.
         """
+        key = keys.snapshot(sha256)
+        try:
+            archive = self._in_parts(key)
+        except BusDenied:  # a deployment's users were made by an earlier version, which read it whole
+            archive = cast(bytes | None, self.client.get(key)) or b""
+        if not archive:
+            raise NotFound(f"the snapshot {sha256[:12]} is not on the bus: submit the job again", sha256=sha256)
+        return archive
+
+    def _in_parts(self, key: str) -> bytes:
         parts: list[bytes] = []
         while not parts or len(parts[-1]) == _PART_BYTES:
             start = len(parts) * _PART_BYTES
-            parts.append(cast(bytes, self.client.getrange(keys.snapshot(sha256), start, start + _PART_BYTES - 1)))
-        if not parts[0]:
-            raise NotFound(f"the snapshot {sha256[:12]} is not on the bus: submit the job again", sha256=sha256)
+            parts.append(cast(bytes, self.client.getrange(key, start, start + _PART_BYTES - 1)))
         return b"".join(parts)
 
     # -- the one way to change a job -------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from trackside.models import (
     Slot,
 )
 from trackside.processes import look
+from trackside.server import EmbeddedServer
 from trackside.store import Change, Store
 from trackside.testing import wait_until
 
@@ -100,6 +101,22 @@ def test_a_snapshot_comes_back_as_it_was_whatever_its_size(bus_urls: Mapping[str
         assert submitter.snapshot(name) == archive
     with pytest.raises(NotFound, match="submit the job again"):
         submitter.snapshot("a" * 64)
+
+
+def test_a_snapshot_is_read_with_the_rules_of_an_earlier_version_too(own_server: EmbeddedServer) -> None:
+    archive = os.urandom(300 * 1024)
+    name = hashlib.sha256(archive).hexdigest()
+    a_store({"submitter": own_server.url("submitter")}, "submitter").submit(
+        "j", "j", replace(SPEC, snapshot=name), snapshot=archive
+    )
+    with connect(own_server.url("tester")) as tester:
+        tester.execute_command("ACL", "SETUSER", "trainer", "-getrange")
+    trainer = a_store({"trainer": own_server.url("trainer")}, "trainer")
+    with pytest.raises(BusDenied):
+        trainer.client.getrange(keys.snapshot(name), 0, 1)
+    assert trainer.snapshot(name) == archive
+    with pytest.raises(NotFound, match="submit the job again"):
+        trainer.snapshot("a" * 64)
 
 
 def test_a_life_with_one_kill_is_told_and_folds_to_its_state(store: Store) -> None:
