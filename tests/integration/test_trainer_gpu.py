@@ -24,7 +24,7 @@ WHERE = """
 import os
 print("sees", os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
 """
-NOTICED_S = 5.0
+NOTICED_S = 20.0
 
 
 @dataclass
@@ -69,8 +69,16 @@ def trainer(fresh_home: Path, bus_urls: Mapping[str, str], gpus: Gpus) -> Iterat
         yield running
 
 
+@pytest.fixture
+def patient(fresh_home: Path, bus_urls: Mapping[str, str], gpus: Gpus) -> Iterator[Trainer]:
+    """One that waits for a GPU longer than a test takes."""
+    with Trainer(fresh_home, bus_urls, slots="gpu", settings=gpus.settings(gpu_free_wait_s=60.0)) as running:
+        opened(running)
+        yield running
+
+
 def opened(trainer: Trainer) -> None:
-    wait_until(lambda: all(slot.blocked is None for slot in trainer.store.slots()), 10, "the slots stay blocked")
+    wait_until(lambda: all(slot.blocked is None for slot in trainer.store.slots()), 20, "the slots stay blocked")
 
 
 def becomes(trainer: Trainer, words: str | None, *, at: int = 0, timeout_s: float = NOTICED_S) -> Slot:
@@ -162,38 +170,30 @@ def test_an_attempt_is_handed_back_rather_than_started_into_memory_that_is_not_t
     assert trainer.output(job) == "", "it was started into memory that is not there"
 
 
-def test_an_attempt_that_waits_for_its_gpu_can_be_cancelled_and_starts_once_it_is_free(
-    fresh_home: Path, bus_urls: Mapping[str, str], gpus: Gpus
+def claimed(trainer: Trainer) -> Job:
+    """A job that its worker has taken, and does not start while its GPU is held."""
+    job = trainer.assign(WHERE)
+    wait_until(lambda: (beat := trainer.beat("box-gpu0")) and beat.job == job.id, 10, "it was not claimed")
+    return job
+
+
+def test_an_attempt_that_waits_for_its_gpu_can_be_cancelled_or_paused_and_starts_once_it_is_free(
+    patient: Trainer, gpus: Gpus
 ) -> None:
-    with Trainer(fresh_home, bus_urls, slots="gpu:1", settings=gpus.settings(gpu_free_wait_s=60.0)) as trainer:
-        opened(trainer)
-        gpus.hold("GPU-a", 4242)
-        job = trainer.assign(WHERE)
-        wait_until(lambda: (beat := trainer.beat("box-gpu0")) and beat.job == job.id, 10, "it was not claimed")
-        trainer.store.cancel(job.id)
-        outcome = trainer.ended(job)
-        assert (outcome.reason, outcome.detail) == (Reason.CANCELLED, "stopped before it started")
-        waiting = trainer.assign(WHERE)
-        wait_until(lambda: (beat := trainer.beat("box-gpu0")) and beat.job == waiting.id, 10, "it was not claimed")
-        gpus.free("GPU-a")
-        assert trainer.ended(waiting).reason is Reason.SUCCEEDED
-        assert "sees GPU-a" in trainer.output(waiting)
+    gpus.hold("GPU-a", 4242)
+    for ask, reason in ((patient.store.cancel, Reason.CANCELLED), (patient.store.pause, Reason.PAUSED)):
+        job = claimed(patient)
+        ask(job.id)
+        outcome = patient.ended(job)
+        assert (outcome.reason, outcome.detail) == (reason, "stopped before it started")
+    waiting = claimed(patient)
+    gpus.free("GPU-a")
+    assert patient.ended(waiting).reason is Reason.SUCCEEDED
+    assert "sees GPU-a" in patient.output(waiting)
 
 
-def test_an_attempt_that_waits_for_its_gpu_is_paused_at_once(
-    fresh_home: Path, bus_urls: Mapping[str, str], gpus: Gpus
-) -> None:
-    with Trainer(fresh_home, bus_urls, slots="gpu:1", settings=gpus.settings(gpu_free_wait_s=60.0)) as trainer:
-        opened(trainer)
-        gpus.hold("GPU-a", 4242)
-        job = trainer.assign(WHERE)
-        wait_until(lambda: (beat := trainer.beat("box-gpu0")) and beat.job == job.id, 10, "it was not claimed")
-        trainer.store.pause(job.id)
-        outcome = trainer.ended(job)
-        assert (outcome.reason, outcome.detail) == (Reason.PAUSED, "stopped before it started")
-
-
-def test_memory_of_a_job_that_ended_blocks_its_slot_until_it_is_back(trainer: Trainer, gpus: Gpus) -> None:
+def test_memory_of_a_job_that_ended_blocks_its_slot_until_it_is_back(patient: Trainer, gpus: Gpus) -> None:
+    trainer = patient
     job = trainer.assign(steps_script(10_000, 0.01))
     pid = trainer.running(job)
     gpus.hold("GPU-a", pid)

@@ -14,7 +14,7 @@ from trackside.testing import wait_until
 from trainer_harness import Trainer, lives, steps_script, supervised, supervising
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
-GRACE_S = 0.5
+GRACE_S = 1.0  # within which a step has to come to its end, also on a busy machine
 SAVES_LONG = """
 import time, torch, trackside
 class Slow:
@@ -72,15 +72,17 @@ def test_a_job_of_a_stopping_trainer_is_not_given_to_its_other_slot(
 
 def test_a_worker_without_an_agent_lets_its_run_finish_saving(fresh_home: Path, bus_urls: Mapping[str, str]) -> None:
     with Trainer(fresh_home, bus_urls, settings={"stop_grace_s": GRACE_S}) as trainer:
-        job = trainer.assign(SAVES_LONG.format(seconds=4 * GRACE_S))
+        job = trainer.assign(SAVES_LONG.format(seconds=3 * GRACE_S))
         trainer.running(job, step=3)
         worker = trainer.worker_pid()
         trainer.kill_agent()
         trainer.process = None
         outcome = trainer.ended(job)
-        assert (outcome.reason, outcome.exit_code) == (Reason.PREEMPTED, 75)
-        assert trainer.store.job(job.id).checkpoints[0].step == outcome.last_step
-        wait_until(lambda: not lives(worker), 10, "the worker stays")
+        # Its grace is over by then, so on a busy machine it may be killed on its way out.
+        assert outcome.reason is Reason.PREEMPTED
+        saved = trainer.store.job(job.id).checkpoints
+        assert [each.step for each in saved] == [outcome.last_step], "it was cut off in the middle of its save"
+        wait_until(lambda: not lives(worker), 20, "the worker stays")
 
 
 def test_a_stopping_trainer_does_not_wait_for_a_checkpoint_that_takes_too_long(
