@@ -7,26 +7,20 @@ from dataclasses import replace
 
 import pytest
 
+from store_world import SLOT, SPEC, a_checkpoint, moved, push_nothing, started
 from trackside.bus import keys, streams
-from trackside.bus.client import Pipeline, connect
+from trackside.bus.client import connect
 from trackside.errors import Fenced, IllegalTransition, InvalidJob, NotFound, ServerBehind
 from trackside.models import (
     Breaker,
     BreakerState,
-    CheckpointRef,
     EventKind,
     Job,
-    JobSpec,
     JobState,
     Outcome,
-    Program,
     Reason,
-    Slot,
 )
 from trackside.store import Store
-
-SPEC = JobSpec(program=Program(kind="script", target="train.py"))
-SLOT = Slot(id="h-cpu0", host="h", kind="cpu", storage="disk")
 
 
 @pytest.fixture
@@ -38,24 +32,6 @@ def store(bus_urls: Mapping[str, str]) -> Store:
 def person(bus_urls: Mapping[str, str]) -> Store:
     """The store as the command line has it."""
     return Store(connect(bus_urls["submitter"]), by="cli:test")
-
-
-def push_nothing(_: Pipeline, __: Job) -> None:
-    """Stands for RQ, which has its own tests."""
-
-
-def started(store: Store, job_id: str = "j") -> Job:
-    store.submit(job_id, job_id, SPEC)
-    job = store.assign(job_id, SLOT, push_nothing)
-    return store.claim(job_id, job.attempt, worker_pid=10)
-
-
-def moved(store: Store, job_id: str, state: JobState) -> Job:
-    return store.change(job_id, lambda job, now: store.moved(job, state, now, cause="test", detail=None))
-
-
-def a_checkpoint(step: int, attempt: int = 1) -> CheckpointRef:
-    return CheckpointRef(name=f"step-{step}-a{attempt}", step=step, attempt=attempt, digest="d", storage="disk")
 
 
 def brought_to(store: Store, state: JobState, job_id: str = "j") -> Job:

@@ -15,8 +15,9 @@ from typing import cast
 import pytest
 import redis
 
+from store_world import SLOT, SPEC, a_checkpoint, moved, push_nothing, started
 from trackside.bus import beats, keys, streams
-from trackside.bus.client import Client, Pipeline, connect
+from trackside.bus.client import Client, connect
 from trackside.bus.leases import Lease
 from trackside.bus.streams import Shipped
 from trackside.errors import BusDenied, BusUnavailable, Conflict, Fenced, IllegalTransition, NotFound
@@ -24,24 +25,17 @@ from trackside.models import (
     AttemptState,
     Batch,
     Beat,
-    CheckpointRef,
     EventKind,
     Job,
-    JobSpec,
     JobState,
     Outcome,
-    Program,
     Reason,
     Role,
-    Slot,
 )
 from trackside.processes import look
 from trackside.server import EmbeddedServer
 from trackside.store import Change, Store
 from trackside.testing import wait_until
-
-SPEC = JobSpec(program=Program(kind="script", target="train.py"))
-SLOT = Slot(id="h-cpu0", host="h", kind="cpu", storage="disk")
 
 
 def a_store(urls: Mapping[str, str], user: str = "supervisor", **more: Lease) -> Store:
@@ -53,22 +47,8 @@ def store(bus_urls: Mapping[str, str]) -> Store:
     return a_store(bus_urls)
 
 
-def push_nothing(_: Pipeline, __: Job) -> None:
-    """Stands for RQ, which has its own tests."""
-
-
-def started(store: Store, job_id: str = "j") -> Job:
-    store.submit(job_id, job_id, SPEC)
-    job = store.assign(job_id, SLOT, push_nothing)
-    return store.claim(job_id, job.attempt, worker_pid=10)
-
-
 def ended(store: Store, job: Job, reason: Reason = Reason.KILLED) -> Job:
     return store.end_attempt(job.id, job.attempt, Outcome(reason=reason))
-
-
-def moved(store: Store, job_id: str, state: JobState) -> Job:
-    return store.change(job_id, lambda job, now: store.moved(job, state, now, cause="test", detail=None))
 
 
 def folded(client: Client, job_id: str) -> JobState | None:
@@ -78,10 +58,6 @@ def folded(client: Client, job_id: str) -> JobState | None:
             assert event.old is state, "the history has a gap"
         state = event.new or state
     return state
-
-
-def a_checkpoint(step: int, attempt: int = 1) -> CheckpointRef:
-    return CheckpointRef(name=f"step-{step}-a{attempt}", step=step, attempt=attempt, digest="d", storage="disk")
 
 
 def test_submitting_twice_makes_one_job(bus_urls: Mapping[str, str]) -> None:
