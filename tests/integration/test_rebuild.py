@@ -14,7 +14,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from integration.test_supervisor import (
+from supervisor_harness import (
     BREAKER_AFTER,
     SCRIPTS,
     SLOT,

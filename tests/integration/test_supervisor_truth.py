@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.test_supervisor import SLOT, SPEC, TIMES, Trainer, working
+from supervisor_harness import SLOT, SPEC, TIMES, Trainer, working
 from trackside.bus import keys
 from trackside.bus.client import Client, connect
 from trackside.config import Settings
@@ -37,8 +37,7 @@ def store(client: Client) -> Store:
 @pytest.fixture
 def supervisor(bus_urls: Mapping[str, str], tmp_path: Path) -> Iterator[Supervisor]:
     """One in this process, which leads for as long as a test takes."""
-    times = {**TIMES, "lease_ttl_s": 60.0, "beat_ttl_s": 1.0}  # or a slow round blinds it
-    settings = Settings.from_environ({}, home=tmp_path, log_level="error", host="h", **times)
+    settings = Settings.from_environ({}, home=tmp_path, log_level="error", host="h", **{**TIMES, "lease_ttl_s": 60.0})
     found = Supervisor(settings, connect(bus_urls["supervisor"]), bus_urls["supervisor"])
     yield found
     found.lease.release()

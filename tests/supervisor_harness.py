@@ -1,0 +1,140 @@
+"""What the tests of the supervisor share: a slot whose trainer is played by the test, and a life of jobs on it."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+from trackside.bus import beats, streams
+from trackside.bus.client import Client
+from trackside.errors import Conflict
+from trackside.models import (
+    AttemptState,
+    Beat,
+    CheckpointRef,
+    Event,
+    JobSpec,
+    JobState,
+    Outcome,
+    Program,
+    Reason,
+    Role,
+    Slot,
+)
+from trackside.store import Store
+from trackside_supervisor.replay import differs, replay
+
+SPEC = JobSpec(program=Program(kind="script", target="train.py"), retries=9)
+SLOT = Slot(id="h-cpu0", host="h", kind="cpu", storage="disk")
+BREAKER_AFTER = 2
+TIMES = {
+    # A TTL that a busy machine keeps up with: only test_supervisor_truth waits for a silence.
+    "beat_s": 0.05, "beat_ttl_s": 1.0, "silent_margin_s": 0.1, "tick_s": 0.02, "lease_ttl_s": 0.5,
+    "backoff_first_s": 0.02, "backoff_max_s": 0.05, "breaker_first_s": 0.1, "breaker_max_s": 0.3,
+}  # fmt: skip
+
+
+class Trainer:
+    """Plays one slot: beats, claims what it is given, and ends each attempt as `script` says (its last line for ever).
+
+    An attempt that ends `lost` is left alone, as by a worker that was replaced, so that the supervisor has to end it.
+    """
+
+    def __init__(self, client: Client, scripts: Mapping[str, tuple[Reason, ...]]) -> None:
+        self.store = Store(client, by="worker:h-cpu0")
+        self.scripts = scripts
+        self.pid, self.born_ms = 10, 0
+        self.held: tuple[str, int] | None = None
+
+    def turn(self) -> None:
+        """Beat, and bring what is on the slot one step on."""
+        self.beat()
+        for job in self.store.jobs(self.store.live_job_ids()):
+            if job.slot != SLOT.id or self.held == (job.id, job.attempt):
+                continue
+            if self.store.attempt(job.id, job.attempt).state is AttemptState.ENDED:
+                continue
+            self.store.claim(job.id, job.attempt, worker_pid=self.pid)
+            script = self.scripts.get(job.id, (Reason.SUCCEEDED,))
+            reason = script[min(job.attempt, len(script)) - 1]
+            if job.attempt == 2:
+                name = f"step-{job.attempt}"
+                ref = CheckpointRef(name=name, step=job.attempt, attempt=job.attempt, digest="d", storage="disk")
+                self.store.accept_checkpoint(job.id, job.attempt, ref)
+            if reason is Reason.LOST:
+                self.held, self.pid = (job.id, job.attempt), self.pid + 1
+                continue
+            self.store.end_attempt(job.id, job.attempt, Outcome(reason=reason, detail=f"scripted {reason}"))
+
+    def beat(self) -> None:
+        beat = Beat(
+            role=Role.WORKER, name=SLOT.id, host="h", pid=self.pid, started_at_ms=self.born_ms, at_ms=0, slot=SLOT.id
+        )
+        beats.publish(self.store.client, beat, TIMES["beat_ttl_s"])
+
+
+@contextmanager
+def working(trainer: Trainer) -> Iterator[None]:
+    """Let the trainer work in a thread of its own."""
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.wait(0.01):
+            try:
+                trainer.turn()
+            except Conflict:  # the job moved on meanwhile: look again
+                continue
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+# A life that comes by every rule: crash, progress, a made room, a lost host, a dependency, a breaker with its probe.
+SCRIPTS = {
+    "parent": (Reason.KILLED, Reason.KILLED, Reason.PREEMPTED, Reason.LOST, Reason.SUCCEEDED),
+    "child": (Reason.STALLED, Reason.SUCCEEDED),
+    "orphan": (Reason.SUCCEEDED,),
+    "broken": (Reason.INVALID_JOB,),
+    "other": (Reason.CUDA_ERROR, Reason.SUCCEEDED),  # after the parent's crash: two jobs, so the breaker opens
+}
+
+
+def submit_all(store: Store) -> None:
+    store.register_slot(SLOT)
+    store.submit("parent", "parent", SPEC)
+    store.submit("other", "other", SPEC)
+    store.submit("child", "child", replace(SPEC, after=("parent",)))
+    store.submit("broken", "broken", replace(SPEC, priority="low"))
+    store.submit("orphan", "orphan", replace(SPEC, after=("broken",)))
+
+
+WANTED = {
+    "parent": JobState.SUCCEEDED,
+    "child": JobState.SUCCEEDED,
+    "other": JobState.SUCCEEDED,
+    "broken": JobState.FAILED,
+    "orphan": JobState.FAILED,
+}
+
+
+def all_over(store: Store) -> bool:
+    jobs = store.jobs(store.job_ids())
+    return all(job.state.terminal for job in jobs) and not store.breakers([SLOT.id])
+
+
+def everything(store: Store) -> list[Event]:
+    return [event for _, event in streams.newest_events(store.client, 1000) if event is not None]
+
+
+def replay_all(told: list[Event]) -> Counter[str | None]:
+    """Make every recorded decision again from its inputs; returns how many by cause."""
+    assert [words for event in told if (words := differs(event)) is not None] == []
+    return Counter(event.cause for event in told if replay(event) is not None)
