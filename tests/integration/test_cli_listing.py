@@ -246,9 +246,9 @@ def test_the_last_step_ages_with_the_beat_that_told_of_it_and_is_unknown_where_n
     world.client.set(keys.beat(Role.WORKER, "box-cpu0"), encode(old))
 
     (row,) = [row for row in world.run("ps", "--json").json["processes"] if row["role"] == "worker"]
-    assert 240.0 <= row["last_step_s"] < 245.0
+    assert 240.0 <= row["last_step_s"] < 300.0
     (job,) = world.run("ls", "--json").json["jobs"]
-    assert 240.0 <= job["last_step_s"] < 245.0
+    assert 240.0 <= job["last_step_s"] < 300.0
     heading, line = world.run("ps").out.splitlines()[:2]
     assert line[: heading.index("LAST STEP") + len("LAST STEP")].split()[-1].startswith("4m0"), "under its heading"
     assert "LAST STEP" in world.run("top", "--once").out

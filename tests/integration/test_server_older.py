@@ -30,7 +30,8 @@ QUICK = {
     "beat_s": "0.25", "beat_ttl_s": "1.5", "silent_margin_s": "0.5", "lease_ttl_s": "1.5", "backoff_first_s": "0.2",
     "backoff_max_s": "0.5", "stop_grace_s": "5", "log_format": "json",
 }  # fmt: skip
-STEPS = 500
+STEPS = 400
+SLOWLY = ("--step-ms", "25")  # a command, or the death of a server, has to come before the end on a busy machine too
 WAITED_S = 60.0
 
 
@@ -103,7 +104,7 @@ def test_a_server_that_comes_back_empty_gets_its_records_back_and_nothing_runs_t
     with system_in(fresh_home) as system:
         expected = undisturbed(system, script)
         done = system.store.job_ids()[0]
-        runs = system.submit(script, args=("--steps", str(STEPS)))
+        runs = system.submit(script, args=("--steps", str(STEPS), *SLOWLY))
         queued = system.submit(script, args=("--steps", "20", "--step-ms", "1"))
         beat = system.stepping(runs, 100)
         before = system.events(runs)
@@ -151,7 +152,7 @@ def test_an_empty_server_gets_the_curves_of_earlier_attempts_back_from_their_jou
 ) -> None:
     with system_in(fresh_home) as system:
         expected = undisturbed(system, script)
-        job_id = system.submit(script, args=("--steps", str(STEPS)))
+        job_id = system.submit(script, args=("--steps", str(STEPS), *SLOWLY))
         for number, step in ((1, 60), (2, 120)):
             beat = system.stepping(job_id, step)
             assert beat.attempt_pid is not None
@@ -173,7 +174,7 @@ def test_an_older_copy_takes_no_number_back(fresh_home: Path, script: Path, tmp_
     copy = tmp_path / "copy"
     with system_in(fresh_home) as system:
         expected = undisturbed(system, script)
-        job_id = system.submit(script, args=("--steps", str(STEPS)))
+        job_id = system.submit(script, args=("--steps", str(STEPS), *SLOWLY))
         first = system.stepping(job_id, 60)
         shutil.copytree(data(system), copy)
         assert first.attempt_pid is not None
@@ -194,7 +195,7 @@ def test_without_a_ledger_it_is_said_loudly_and_nothing_runs_again(
 ) -> None:
     copy = tmp_path / "copy"
     with system_in(fresh_home) as system:
-        job_id = system.submit(script, args=("--steps", "300"))
+        job_id = system.submit(script, args=("--steps", "300", *SLOWLY))
         beat = system.stepping(job_id, 60)
         up = system.beat(Role.LAUNCHER)
         assert up is not None
@@ -227,7 +228,7 @@ def test_without_a_ledger_it_is_said_loudly_and_nothing_runs_again(
 
 def test_data_that_was_deleted_while_all_was_stopped_is_rebuilt_at_the_start(fresh_home: Path, script: Path) -> None:
     with system_in(fresh_home) as system:
-        job_id = system.submit(script, args=("--steps", "200"))
+        job_id = system.submit(script, args=("--steps", "200", *SLOWLY))
         reached = system.stepping(job_id, 60).step or 0
     shutil.rmtree(fresh_home / "redis")
 
@@ -280,7 +281,7 @@ def test_a_promoted_replica_that_misses_the_last_writes_takes_no_number_back(
         redis.Redis(unix_socket_path=str(other)) as replica,
     ):
         expected = undisturbed(system, script)
-        job_id = system.submit(script, args=("--steps", str(STEPS)))
+        job_id = system.submit(script, args=("--steps", str(STEPS), *SLOWLY))
         first = system.stepping(job_id, 60)
         wait_until(lambda: replica.hget(f"ts:job:{job_id}", "attempt") == b"1", 20.0, "the replica does not follow")
         replica.replicaof("NO", "ONE")

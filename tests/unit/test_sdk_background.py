@@ -87,7 +87,7 @@ def test_what_comes_due_meanwhile_is_left_out_and_told(tmp_path: Path, disk: Dis
     began_s = time.monotonic()
     for step in range(2, 30):
         saved.checkpointer.save_step(step)
-    assert time.monotonic() - began_s < 2.0  # the patience is for the write, not for each step
+    assert time.monotonic() - began_s < 4.0, "the patience of 0.2 s is for the write, not for each step"
     disk.go.set()
     saved.checkpointer.save_step(30, wait=True)
 
