@@ -47,6 +47,18 @@ class HomeLock:
             os.close(self._fd)
             self._fd = None
 
+    @property
+    def is_held(self) -> bool:
+        """Whether some process holds it."""
+        try:
+            with self.path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
     def __enter__(self) -> Self:
         return self.acquire()
 

@@ -31,7 +31,7 @@ from trackside.config import PREFIX, Settings
 from trackside.errors import BusError, ServerError, TracksideError
 from trackside.homelock import HomeLock
 from trackside.models import Beat, Role
-from trackside.processes import alive, become_subreaper, boot, descendants, die_with_parent, kill, start_time
+from trackside.processes import become_subreaper, boot, descendants, die_with_parent, is_same, kill, start_time
 from trackside.secretfiles import private_dir, write_private
 from trackside.server import EmbeddedServer, url_for
 
@@ -312,7 +312,7 @@ def down(settings: Settings, *, limit_s: float = 90.0) -> int | None:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return None
-    if not alive(pid, facts["started"]):  # asked again, since from here on the descriptor names one process only
+    if not _is_it(settings, facts):  # asked again, since from here on the descriptor names one process only
         os.close(pidfd)
         return None
     signal.pidfd_send_signal(pidfd, signal.SIGTERM)
@@ -330,10 +330,19 @@ def running(settings: Settings) -> dict[str, Any] | None:
     """
     try:
         facts = json.loads((settings.home / "run" / "up.json").read_text(encoding="utf-8"))
-        lives = facts["boot"] == boot() and alive(int(facts["pid"]), int(facts["started"]))
-        return dict(facts) if lives else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return dict(facts) if _is_it(settings, facts) else None
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
+
+
+def _is_it(settings: Settings, facts: Mapping[str, Any]) -> bool:
+    """Whether the launcher that wrote these facts runs; one of an earlier version wrote no start time, but has a lock.
+
+    Its pid alone is not enough: whoever has it by now would be stopped in its place.
+    """
+    started = facts.get("started")
+    lives = is_same(facts.get("pid"), started, facts.get("boot"))
+    return lives and (started is not None or HomeLock(settings.home).is_held)
 
 
 def client_url(settings: Settings, user: str, *, tcp: bool = False) -> str:

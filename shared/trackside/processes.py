@@ -98,6 +98,30 @@ def alive(pid: int | None, started: int | None) -> bool:
     return found is not None and found.started == started and found.state not in "ZX"
 
 
+def is_this_boot(booted: object) -> bool:
+    """Whether pids that were written down in this boot may still mean somebody; None: in which one is not known."""
+    return booted is None or booted == boot()
+
+
+def is_same(pid: object, started: object, booted: object) -> bool:
+    """Whether the process that was written down so still runs, as far as this user may see it.
+
+    What is None is not known, since an earlier version did not write it, and the rest is believed without it.
+    """
+    if not isinstance(pid, int) or pid <= 0 or not is_this_boot(booted):
+        return False
+    found = look(pid)
+    if found is not None:
+        return found.state not in "ZX" and started in (None, found.started)
+    try:
+        os.kill(pid, 0)  # other users' processes may be hidden from us
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def everybody() -> Iterator[Process]:
     """Every process of this machine that can be seen."""
     for entry in _PROC.iterdir():
@@ -143,6 +167,15 @@ def kill(pids: Iterable[int]) -> None:
     for pid in pids:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
+
+
+def is_anothers(pid: int) -> bool:
+    """Whether it is another user's, whom we may not end."""
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return False
 
 
 def reap() -> dict[int, int]:

@@ -36,7 +36,7 @@ from urllib.parse import quote
 from trackside.bus.acl import USERS, acl_lines, parse_version, unused_commands
 from trackside.errors import AlreadyRunning, ServerError
 from trackside.homelock import HomeLock
-from trackside.processes import boot, die_with_parent, look, start_time
+from trackside.processes import boot, die_with_parent, is_same, start_time
 from trackside.secretfiles import ensure_password, private_dir, read_password, write_private
 from trackside.server_binary import ServerBinary, can_load, choose_binary
 from trackside.server_log import explain
@@ -268,7 +268,7 @@ def url_for(home: Path, user: str, *, tcp: bool = False) -> str:
     """The URL of the server that runs for this home, from its state files; raises ServerError if none runs."""
     home = home.absolute()
     state = _read_state(home)
-    if state.get("boot") != boot() or not _alive(state.get("pid"), state.get("started")):
+    if not is_same(state.get("pid"), state.get("started"), state.get("boot")):
         raise ServerError(f"no server runs for {home}: start one with `trackside up`, or set TRACKSIDE_REDIS_URL")
     return _url(home, user, Path(state["socket"]), state["port"], tcp=tcp)
 
@@ -286,22 +286,6 @@ def _read_state(home: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}  # never started, or written by nobody we know: the next start writes it anew
     return state if isinstance(state, dict) else {}
-
-
-def _alive(pid: object, started: object) -> bool:
-    """Whether exactly this process runs, as far as this user may see it."""
-    if not isinstance(pid, int) or pid <= 0:
-        return False
-    found = look(pid)
-    if found is not None:
-        return found.started == started and found.state not in "ZX"
-    try:
-        os.kill(pid, 0)  # other users' processes may be hidden from us
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _socket_path(home: Path) -> Path:

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -222,12 +223,45 @@ def test_down_does_nothing_to_whoever_has_a_dead_launchers_pid(fresh_home: Path,
     (fresh_home / "run").mkdir()
     with subprocess.Popen(["sleep", "60"]) as stranger:
         own = start_time(stranger.pid) or 0
-        for started, booted in ((None, boot()), (own - 1, boot()), (own, "another boot")):
-            facts = {"pid": stranger.pid, "started": started, "boot": booted, "dashboard_url": None}
-            (fresh_home / "run" / "up.json").write_text(json.dumps(facts))
+        known = {"pid": stranger.pid, "dashboard_url": None}
+        for more in ({}, {"started": own - 1}, {"started": own - 1, "boot": boot()}, {"started": own, "boot": "other"}):
+            (fresh_home / "run" / "up.json").write_text(json.dumps(known | more))
             assert idle.run("down").out == "nothing runs for this home\n"
         assert stranger.poll() is None
         stranger.kill()
+
+
+@pytest.mark.parametrize("known", [(), ("started",), ("boot",)], ids=["pid", "pid-started", "pid-boot"])
+def test_a_launcher_that_an_earlier_version_started_is_seen_and_stopped(
+    fresh_home: Path, world: World, known: tuple[str, ...]
+) -> None:
+    story = (
+        "import sys, time; from pathlib import Path; from trackside.homelock import HomeLock\n"
+        "lock = HomeLock(Path(sys.argv[1])).acquire(); print('held', flush=True); time.sleep(60)"
+    )
+    argv = [sys.executable, "-c", story, str(fresh_home)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as old:
+        assert old.stdout is not None
+        assert old.stdout.readline() == "held\n"
+        facts = {"pid": old.pid, "dashboard_url": None, "server": "redis"}
+        both = {"started": start_time(old.pid), "boot": boot()}
+        (fresh_home / "run").mkdir()
+        (fresh_home / "run" / "up.json").write_text(json.dumps(facts | {name: both[name] for name in known}))
+        try:
+            assert World(home=fresh_home, client=world.client, store=world.store).run("down").out == "stopped\n"
+            assert old.wait() == -signal.SIGTERM
+        finally:
+            old.kill()
+
+
+def test_a_server_that_an_earlier_version_started_is_found(own_server: EmbeddedServer) -> None:
+    path = own_server.home / "run" / "server.json"
+    state = json.loads(path.read_text())
+    for unknown in (("boot",), ("started", "boot")):
+        path.write_text(json.dumps({name: value for name, value in state.items() if name not in unknown}))
+        with connect(url_for(own_server.home, "operator")) as client:
+            assert client.ping()
+    path.write_text(json.dumps(state))
 
 
 def test_a_dead_servers_pid_in_other_hands_is_no_server(own_server: EmbeddedServer) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from trackside import processes
 from trackside.bus.client import connect
@@ -70,8 +71,44 @@ def test_nobody_is_stuck_whose_pid_is_of_an_earlier_boot_or_whose_note_is_torn(
     noted = json.loads(path.read_text())
     path.write_text(json.dumps({**noted, "boot": "an earlier one"}))
     assert StuckGate(tmp_path, SLOT.id).passes()
+    path.write_text(json.dumps({"processes": noted["processes"]}))
+    assert not StuckGate(tmp_path, SLOT.id).passes(), "in which boot is not known"
     path.write_text(json.dumps(noted)[:-5])
     assert StuckGate(tmp_path, SLOT.id).passes()
+
+
+def test_another_users_process_keeps_no_slot_from_work(
+    tmp_path: Path, hanging: subprocess.Popen[bytes], other: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, kill = other.pid, os.kill
+
+    def guarded(pid: int, number: int) -> None:
+        if pid == theirs and number == 0:
+            raise PermissionError
+        kill(pid, number)
+
+    stuck.note(tmp_path, "box-cpu1", [theirs])
+    monkeypatch.setattr(os, "kill", guarded)
+    with capture_logs() as told:
+        stuck.note(tmp_path, SLOT.id, [theirs])
+    assert [(line["event"], line["pids"]) for line in told] == [("processes_of_another_user", [theirs])]
+    assert StuckGate(tmp_path, SLOT.id).passes()
+    assert StuckGate(tmp_path, "box-cpu1").passes(), "an earlier version has noted it"
+    stuck.note(tmp_path, SLOT.id, [theirs, hanging.pid])
+    gate = StuckGate(tmp_path, SLOT.id)
+    assert not gate.passes()
+    assert f"(pid {hanging.pid})" in (gate.words or "")
+
+
+def test_a_slot_opens_whose_note_the_disk_does_not_let_go(tmp_path: Path, hanging: subprocess.Popen[bytes]) -> None:
+    stuck.note(tmp_path, SLOT.id, [hanging.pid])
+    gate = StuckGate(tmp_path, SLOT.id)
+    assert not gate.passes()
+    note = tmp_path / "run" / "stuck" / f"{SLOT.id}.json"
+    note.unlink()
+    note.mkdir()  # stands for a disk that removes nothing
+    assert gate.passes()
+    assert gate.words is None
 
 
 def test_what_an_attempt_leaves_behind_is_noted_by_its_worker(

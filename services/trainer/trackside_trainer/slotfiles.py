@@ -91,12 +91,12 @@ class TakenAttempt:
     @property
     def is_of_this_boot(self) -> bool:
         """Whether its pids may still mean somebody."""
-        return self.boot is None or self.boot == processes.boot()
+        return processes.is_this_boot(self.boot)
 
     @property
     def worker_lives(self) -> bool:
         """Whether the worker that took it still runs."""
-        return self.is_of_this_boot and processes.alive(self.worker_pid, self.worker_started)
+        return processes.is_same(self.worker_pid, self.worker_started, self.boot)
 
     def write(self, path: Path) -> None:
         """Write beside and rename: a reader sees the old record or the new one."""
@@ -153,8 +153,7 @@ def own_processes(home: Path) -> dict[str, list[int]]:
     """By slot, the processes of the attempt that runs on it."""
     found: dict[str, list[int]] = {}
     for _, taken in all_taken(home):
-        if taken.is_of_this_boot and processes.alive(taken.pid, taken.pid_started):
-            assert taken.pid is not None  # noqa: S101 -- just seen alive
+        if taken.pid is not None and processes.is_same(taken.pid, taken.pid_started, taken.boot):
             found[taken.slot] = [taken.pid, *processes.descendants(taken.pid)]
     return found
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from trackside import logs
 from trackside.errors import ConfigurationError
 from trackside.models import Slot
-from trackside.processes import boot
+from trackside.processes import boot, is_this_boot
 from trackside.slotgrammar import parse_slots
 from trackside_trainer.gpuwatch import NOT_YET
 
@@ -62,7 +62,7 @@ def _shown_before(home: Path, numbers: Mapping[str, int]) -> Gpus:
     """The GPUs that the driver showed to the agent before, if that was in this boot."""
     try:
         shown = json.loads((home / "run" / "gpus-shown.json").read_text(encoding="utf-8"))
-        if shown["boot"] != boot():
+        if not is_this_boot(shown["boot"]):
             return []
         found = [{**gpu, "number": numbers[gpu["uuid"]]} for gpu in shown["gpus"]]
     except (OSError, ValueError, KeyError, TypeError):

@@ -11,14 +11,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from trackside import logs, processes
 
 
 def note(home: Path, slot_id: str, pids: Iterable[int]) -> None:
-    """Write down processes that could not be ended."""
-    found = [(pid, started) for pid in pids if (started := processes.start_time(pid)) is not None]
+    """Write down processes that could not be ended; another user's, as `sudo` makes them, are only told of."""
+    left = [(pid, started) for pid in pids if (started := processes.start_time(pid)) is not None]
+    found = [each for each in left if not processes.is_anothers(each[0])]
+    if anothers := [pid for pid, _ in left if processes.is_anothers(pid)]:
+        logs.get().warning("processes_of_another_user", slot=slot_id, pids=anothers, todo="end them as that user")
     if not found:
         return
     logs.get().error("processes_stuck", slot=slot_id, pids=[pid for pid, _ in found])
@@ -45,7 +49,8 @@ class StuckGate:
         pids = [pid for pid, _ in _alive(self._path)]
         if not pids:
             if self.words is not None:
-                self._path.unlink(missing_ok=True)
+                with suppress(OSError):  # nobody believes what it says any more
+                    self._path.unlink(missing_ok=True)
             self.words = None
             return True
         self.words = (
@@ -59,9 +64,11 @@ def _alive(path: Path) -> list[tuple[int, int]]:
     try:
         noted = json.loads(path.read_text(encoding="utf-8"))
         found = [(int(pid), int(started)) for pid, started in noted["processes"]]
+        return [
+            each for each in found if processes.is_same(*each, noted.get("boot")) and not processes.is_anothers(each[0])
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    return [each for each in found if processes.alive(*each)] if noted["boot"] == processes.boot() else []
 
 
 def _path(home: Path, slot_id: str) -> Path:
