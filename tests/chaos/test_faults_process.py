@@ -19,7 +19,7 @@ from trackside.cli.throwaway import Throwaway
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
 # Nobody reaches the server until the fault is over, and the training goes on: with steps slow enough to outlast it.
 BLIND: Final = ("F22", "F26")
-ALSO_IN_CI: Final = ("F26",)
+ALSO_IN_CI: Final = ("F16a", "F26")
 SECOND: Final = ("F17", "F18")  # it must still be training when a second supervisor has come up
 SLOW: Final = ("--step-ms", "30")
 

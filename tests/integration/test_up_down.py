@@ -18,6 +18,7 @@ from trackside.models import Beat, Role
 from trackside.testing import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+TIMES = {"profile": "test", "beat_ttl_s": "1.5"}  # beats that outlast a moment without the processor
 
 
 def free_port() -> int:
@@ -28,7 +29,7 @@ def free_port() -> int:
 
 def test_one_up_a_home_whose_dashboard_comes_back_and_a_down_that_leaves_nothing(fresh_home: Path) -> None:
     port = free_port()
-    with running_system(fresh_home, "--slots", "cpu:1", profile="test", dashboard_port=str(port)) as system:
+    with running_system(fresh_home, "--slots", "cpu:1", **TIMES, dashboard_port=str(port)) as system:
         assert system.cli("health", "dashboard") == "ok"
         refused = system.command("up", "--slots", "cpu:1")
         assert refused.returncode == 1
@@ -64,14 +65,14 @@ def test_it_is_ready_by_its_own_processes_whoever_else_beats_on_the_server(
         other = Beat(role=role, name="other-cpu0", host="other", pid=1, started_at_ms=1, at_ms=0)
         beats.publish(client, other, 120.0)
     url = bus_urls["tester"]
-    with running_system(fresh_home, "--no-dashboard", "--slots", "cpu:1", profile="test", host="box", redis_url=url):
+    with running_system(fresh_home, "--no-dashboard", "--slots", "cpu:1", **TIMES, host="box", redis_url=url):
         ours = {beat.role for beat in beats.read(client).values() if beat is not None and beat.host == "box"}
         assert {Role.SUPERVISOR, Role.AGENT, Role.WORKER} <= ours
     client.close()
 
 
 def test_a_server_and_a_service_that_cannot_start_again_are_started_once_they_can(fresh_home: Path) -> None:
-    with running_system(fresh_home, "--no-dashboard", "--slots", "cpu:1", profile="test") as system:
+    with running_system(fresh_home, "--no-dashboard", "--slots", "cpu:1", **TIMES) as system:
         launcher = system.beat(Role.LAUNCHER)
         assert launcher is not None
         config, aside = fresh_home / "redis" / "server.conf", fresh_home / "aside"
