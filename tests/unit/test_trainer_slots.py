@@ -75,6 +75,21 @@ def test_gpus_that_a_driver_does_not_show_just_now_keep_their_slots_and_no_cpu_t
     assert ids("auto") == ["box-cpu0", "box-cpu1"]
 
 
+def test_a_disk_that_does_not_take_which_gpus_there_are_keeps_no_agent_from_starting(tmp_path: Path) -> None:
+    gpus = [{"uuid": "GPU-a", "name": "A"}]
+    assert numbered(tmp_path, gpus) == [{**gpus[0], "number": 0}]
+    shown = tmp_path / "run" / "gpus-shown.json"
+    shown.unlink()
+    shown.mkdir()  # stands for a full disk: the file that is there is not replaced
+    assert numbered(tmp_path, gpus) == [{**gpus[0], "number": 0}]
+    assert sorted(path.name for path in shown.parent.iterdir()) == ["gpus-shown.json", "gpus.json"], "a file beside"
+
+
+def test_what_a_dead_writer_left_on_a_disk_that_removes_nothing_ends_no_agent(tmp_path: Path) -> None:
+    (tmp_path / "run" / "taken" / f".rq.1.json.{2**22 + 1}").mkdir(parents=True)  # no unlink removes a folder
+    assert all_taken(tmp_path) == []
+
+
 def test_a_gpu_slot_begins_as_blocked_until_its_gpu_was_looked_at() -> None:
     assert all(slot.blocked for slot in slots("gpu", GPUS))
     assert not any(slot.blocked for slot in slots("cpu:2"))

@@ -144,7 +144,8 @@ def all_taken(home: Path) -> list[tuple[Path, TakenAttempt]]:
     folder = home / "run" / "taken"
     for aside in folder.glob(".*.json.*"):
         if processes.start_time(int(aside.suffix[1:])) is None:
-            aside.unlink(missing_ok=True)
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
     found = ((path, TakenAttempt.read(path)) for path in sorted(folder.glob("[!.]*.json")))
     return [(path, taken) for path, taken in found if taken is not None]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, Final
@@ -53,9 +54,16 @@ def numbered(home: Path, gpus: Gpus) -> Gpus:
         numbers[uuid] = number
     if new:
         _write(path, json.dumps(numbers))
-    known = [{name: gpu.get(name) for name in _KNOWN} for gpu in gpus if gpu.get("uuid")]
-    _write(home / "run" / "gpus-shown.json", json.dumps({"boot": boot(), "gpus": known}))
+    _note_shown(home, gpus)
     return [{**gpu, "number": numbers[str(gpu["uuid"])]} if gpu.get("uuid") else gpu for gpu in gpus]
+
+
+def _note_shown(home: Path, gpus: Gpus) -> None:
+    known = [{name: gpu.get(name) for name in _KNOWN} for gpu in gpus if gpu.get("uuid")]
+    try:
+        _write(home / "run" / "gpus-shown.json", json.dumps({"boot": boot(), "gpus": known}))
+    except OSError as error:  # needed only where a later start is shown fewer
+        logs.get().warning("gpus_not_noted", why=str(error))
 
 
 def _shown_before(home: Path, numbers: Mapping[str, int]) -> Gpus:
@@ -75,8 +83,13 @@ def _write(path: Path, text: str) -> None:
     """Write beside and rename: a reader sees the old text or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     aside = path.with_suffix(f".{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    except OSError:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
 
 
 def _cpu_slots(count: int, host: str, storage: str, cores: int) -> list[Slot]:

@@ -237,7 +237,10 @@ class Work:
 
             if not self._bus.call(close):
                 return
-        run.taken_path.unlink(missing_ok=True)
+        try:
+            run.taken_path.unlink(missing_ok=True)
+        except OSError as error:  # whoever finds it once this worker has ended sees that the attempt is over
+            self._log.error("taken_not_removed", path=str(run.taken_path), why=str(error))
         self._run = self._carried = None
         self._nobody_is_stuck()  # before the beat says that the slot is free
         self._next_beat_s = 0.0
