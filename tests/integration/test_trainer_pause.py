@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -133,6 +135,19 @@ def test_a_pause_that_is_taken_back_changes_nothing(trainer: Trainer) -> None:
     outcome = trainer.ended(job)
     assert (outcome.reason, outcome.last_step) == (Reason.SUCCEEDED, 60)
     assert trainer.steps(job) == list(range(1, 61))
+
+
+def test_a_stranger_who_stops_a_run_after_a_pause_was_taken_back_is_heard(trainer: Trainer) -> None:
+    job = trainer.assign(trains(within=LONG_STEP))
+    said(trainer, job, "long")
+    trainer.store.pause(job.id)
+    wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 5, "it was not asked to pause")
+    trainer.store.resume(job.id)
+    pid = trainer.running(job, step=8)
+    os.kill(pid, signal.SIGTERM)
+    outcome = trainer.ended(job)
+    assert (outcome.reason, outcome.stranger, outcome.exit_code) == (Reason.PREEMPTED, True, 75)
+    assert trainer.store.job(job.id).checkpoints[0].step == outcome.last_step
 
 
 def log_of(trainer: Trainer, job: Job) -> str:

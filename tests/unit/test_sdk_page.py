@@ -20,12 +20,13 @@ def test_the_words_stand_where_the_contract_says(tmp_path: Path) -> None:
     page.boundary(7)
     page.total, page.first, page.phase, page.accepted = 100, 3, Phase.SAVING, 6
     page.saves = True
+    page.signals()
     page.refuse(1, 28)
     page.end = End(outcome="diverged", bad_step=5, early=True)
-    words = struct.unpack("16q", path.read_bytes())
+    words = struct.unpack("17q", path.read_bytes())
 
     assert words[:6] == (0x545253, 2, 7, 100, 3, 2)
-    assert words[8:] == (6, 1, 1, 1, 28, 7, 5, 1)
+    assert words[8:] == (6, 1, 1, 1, 28, 7, 5, 1, 1)
     assert before_ns <= words[6] <= time.monotonic_ns()
 
 
@@ -45,6 +46,22 @@ def test_a_refusal_is_of_what_was_asked_then_and_of_nothing_since() -> None:
         page.command = command
         seen.append(page.refused)
     assert seen == [None, 0, None, None]
+
+
+def test_a_pause_is_heard_by_its_signal_and_any_other_stop_at_once() -> None:
+    page = ControlPage.in_memory()
+    seen = [page.heard]
+    for command in (Command.PAUSE, Command.NONE, Command.PAUSE):
+        page.command = command
+        seen.append(page.heard)
+        page.signals()
+        seen.append(page.heard)
+    page.refuse(page.asks, 0)
+    seen.append(page.heard)
+    page.command = Command.PREEMPT
+    seen.append(page.heard)
+    none, pause = Command.NONE, Command.PAUSE
+    assert seen == [none, none, pause, none, none, none, pause, none, Command.PREEMPT]
 
 
 def test_every_end_has_its_number_and_one_that_is_not_known_is_none(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -191,11 +193,12 @@ def test_a_pause_whose_checkpoint_is_told_to_nobody_is_refused(make_run: MakeRun
     page = page_of(run)
 
     def pause() -> None:
-        run.close()  # what is written to the journal from here on is lost, as on a full disk
+        with Path("/dev/full").open("wb") as full:
+            os.dup2(full.fileno(), run._sink._fd)  # type: ignore[attr-defined]  # the journal's, whose disk is full now
         page.command = Command.PAUSE
 
     train(run, 4, pause)
-    assert (page.completed, page.refused) == (10, 0)
+    assert (page.completed, page.refused) == (10, errno.ENOSPC)
 
 
 def test_a_run_without_a_checkpointer_refuses_a_pause_and_says_so_before(make_run: MakeRun) -> None:
@@ -235,6 +238,28 @@ def test_a_request_outside_of_the_loop_stops_at_once_and_inside_at_the_boundary(
     assert page_of(run).completed == 1
     with pytest.raises(StopRequested):
         run.request_stop("preempted")
+
+
+def test_a_pause_that_was_obeyed_is_not_obeyed_again_while_the_loop_is_left(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Reminding(Slow):
+        def get(self) -> float:
+            run.request_stop("paused")  # as the signal's handler does
+            return super().get()
+
+    def pause() -> None:
+        run.log(a=Reminding(1.0))
+        page_of(run).command = Command.PAUSE
+
+    monkeypatch.setattr("trackside.sdk.run.Arriving", Reminding)
+    monkeypatch.setattr("trackside.sdk.run.number", lambda key, value: value)
+    run = make_run()
+    run.checkpointer(model=torch.nn.Linear(1, 1), every=None)
+    with pytest.raises(StopRequested, match="paused"):
+        train(run, 4, pause)
+    assert page_of(run).completed == 4
+    assert [r["m"] for r in records(run, "m")] == [{"a": 1.0}]
 
 
 def test_checkpoints_come_when_due_when_asked_for_and_at_the_end(make_run: MakeRun) -> None:

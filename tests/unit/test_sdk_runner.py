@@ -262,21 +262,40 @@ def test_sigterm_stops_at_the_next_boundary_for_the_reason_on_the_page(attempts:
     assert attempt.records("end")[0]["s"] == len(attempt.records("m"))
 
 
+STANDS_STILL = (
+    "import pathlib, time, trackside\n"
+    "for step in trackside.init().steps(60):\n"
+    "    while step == 4 and not pathlib.Path('go').exists():\n"
+    "        time.sleep(0.01)\n"
+    "print('all')\n"
+)
+
+
 def test_a_sigterm_that_comes_after_its_wish_was_taken_back_stops_nothing(attempts: Attempts) -> None:
-    attempt = attempts.script(
-        "import pathlib, time, trackside\n"
-        "for step in trackside.init().steps(60):\n"
-        "    while step == 4 and not pathlib.Path('go').exists():\n"
-        "        time.sleep(0.01)\n"
-        "print('all')\n"
-    )
+    attempt = attempts.script(STANDS_STILL)
     wait_until(lambda: attempt.page.completed >= 3, LIMIT_S, "the attempt never made three steps")
     attempt.page.command = Command.PAUSE
+    attempt.page.signals()
     attempt.page.command = Command.NONE
     assert attempt.process is not None
     attempt.process.send_signal(signal.SIGTERM)
     (attempts.root / "work" / "go").touch()
     assert attempt.end() == (0, "all\n", "")
+
+
+@pytest.mark.parametrize("commands", [(Command.PAUSE, Command.NONE), (Command.PAUSE,)])
+def test_a_stranger_s_sigterm_stops_it_whatever_the_page_has_told_of_pauses(
+    attempts: Attempts, commands: tuple[Command, ...]
+) -> None:
+    attempt = attempts.script(STANDS_STILL)
+    wait_until(lambda: attempt.page.completed >= 3, LIMIT_S, "the attempt never made three steps")
+    for command in commands:
+        attempt.page.command = command
+    assert attempt.process is not None
+    attempt.process.send_signal(signal.SIGTERM)
+    (attempts.root / "work" / "go").touch()
+    assert attempt.end()[0] == 75
+    assert (attempt.outcome, attempt.records("end")[0]["s"]) == ("preempted", 4)
 
 
 def test_the_page_tells_the_end_as_the_journal_does(attempts: Attempts) -> None:

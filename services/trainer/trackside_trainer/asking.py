@@ -2,11 +2,12 @@
 
 A stop has its grace, then comes SIGKILL; a stop that saves first is not cut off in the middle of that. A pause has no
 end: it waits as long as a step or a checkpoint takes, and a process that really hangs is the watchdog's. It is also the
-only wish that can be taken back.
+only wish that can be taken back. What is asked after the process has exited is not why it did.
 """
 
 from __future__ import annotations
 
+import select
 import signal
 import time
 from contextlib import suppress
@@ -49,12 +50,15 @@ class Asking:
         self._pidfd: int | None = None
         self._kill_at_s: float | None = None
         self._saving_until_s = 0.0
-        self._unheard = False  # a pause that only the page tells of yet
+        self._ended = False
+        self._heard_last: Reason | None = None  # once it has ended
 
     @property
     def heard(self) -> Reason | None:
         """What may have made the process leave: not a pause that it was never told of, or has refused."""
-        if self.reason is Reason.PAUSED and (self._unheard or (self._page and self._page.refused is not None)):
+        if self._ended:
+            return self._heard_last
+        if self.reason is Reason.PAUSED and self._page is not None and self._page.heard is Command.NONE:
             return None
         return self.reason
 
@@ -63,36 +67,41 @@ class Asking:
         self._page, self._pidfd = page, pidfd
 
     def ended(self) -> None:
-        """There is none any more; what it did not hear it has not heeded."""
-        self._pidfd = None
+        """There is none any more; what it did not hear it has not heeded. A second call changes nothing."""
+        self._heard_last, self._ended = self.heard, True
+        self._pidfd = self._kill_at_s = None
 
     def stop(self, reason: Reason, why: str | None = None, *, saving_s: float | None = None) -> None:
-        """Ask for the end; a weaker wish than an earlier one changes nothing.
+        """Ask for the end; a weaker wish than an earlier one changes nothing, nor does one after the end.
 
-        `saving_s` is how much longer than its grace a checkpoint may take; None: as long as any checkpoint.
+        `saving_s` is how much longer than its grace a checkpoint may take; None: as long as any checkpoint. Being
+        overtaken holds after the end too: nothing more may be told then.
         """
         if self.reason is not None and _RANK[self.reason] >= _RANK[reason]:
             return
-        self.reason, self.why, self._unheard = reason, why, False
+        if self._pidfd is not None and is_over(self._pidfd):  # nobody has waited for it yet
+            self.ended()
+        if self._ended and reason is not Reason.FENCED:
+            return
+        self.reason, self.why = reason, why
         if self._pidfd is None or self._page is None:
             return
         self._log.info("attempt_stopping", reason=reason.value)
         self._page.command = _COMMANDS[reason]
         if reason is Reason.PAUSED:
-            self._unheard = True
             return
-        self._signal(self._pidfd)
+        self._signal()
         now_s, grace_s = time.monotonic(), self._settings.stop_grace_s
-        kill_at_s = now_s + min(grace_s, _SHORT_GRACE_S.get(reason, grace_s))
+        grace_s = min(grace_s, _SHORT_GRACE_S.get(reason, grace_s))
+        kill_at_s = now_s + grace_s
         self._kill_at_s = kill_at_s if self._kill_at_s is None else min(self._kill_at_s, kill_at_s)
         self._saving_until_s = now_s + (self._settings.save_limit_s if saving_s is None else grace_s + saving_s)
 
     def take_back(self) -> None:
         """Let a process that was to pause train on."""
-        if self.reason is not Reason.PAUSED:
+        if self.reason is not Reason.PAUSED or self._ended:
             return
         self.reason = self.why = None
-        self._unheard = False
         if self._page is not None:
             self._page.command = Command.NONE
         self._log.info("pause_taken_back")
@@ -103,9 +112,10 @@ class Asking:
         A loop looks at the page by itself, and a script's own handler of SIGTERM would leave it without saving.
         """
         page = self._page
-        if self._unheard and page is not None and page.first is not None and page.phase is Phase.STARTING:
-            self._unheard = False
-            self._signal(self._pidfd)
+        if self.reason is not Reason.PAUSED or page is None or page.signalled == page.asks:
+            return
+        if page.first is not None and page.phase is Phase.STARTING:
+            self._signal()
 
     def overdue(self) -> bool:
         """Whether the process is to be killed now."""
@@ -118,8 +128,15 @@ class Asking:
         self._kill_at_s = None
         return True
 
-    @staticmethod
-    def _signal(pidfd: int | None) -> None:
-        if pidfd is not None:
+    def _signal(self) -> None:
+        if self._pidfd is not None and self._page is not None:
+            self._page.signals()
             with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+                signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
+
+
+def is_over(pidfd: int) -> bool:
+    """Whether the process has exited, waited for or not."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))

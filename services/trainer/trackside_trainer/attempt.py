@@ -12,7 +12,6 @@ The worker's loop calls `tick`; nothing here waits for the bus, and nothing that
 from __future__ import annotations
 
 import os
-import select
 import signal
 import time
 from collections import deque
@@ -32,7 +31,7 @@ from trackside.sdk.page import ControlPage
 from trackside.store import Store, check_not_behind
 from trackside_trainer import folders as folders_
 from trackside_trainer import launch, stuck
-from trackside_trainer.asking import Asking
+from trackside_trainer.asking import Asking, is_over
 from trackside_trainer.closing import Closing
 from trackside_trainer.earlier import EarlierCurves
 from trackside_trainer.patience import Patience
@@ -277,7 +276,8 @@ class AttemptRun:
             self._log.warning("attempt_stalled", why=hung.detail, state=hung.evidence[0])
             self._closing.hung = hung
             self._notes.append(f"stalled: {hung.detail}; its stacks are kept and it is asked to stop")
-            self.stop(Reason.STALLED, hung.detail)
+            # A checkpoint that has had its limit gets no second one.
+            self.stop(Reason.STALLED, hung.detail, saving_s=0.0 if hung.saving else None)
             with suppress(ProcessLookupError):
                 os.kill(self.pid or 0, signal.SIGCONT)  # a stopped process takes no SIGTERM
 
@@ -303,11 +303,7 @@ class AttemptRun:
     # -- the end ---------------------------------------------------------------------------------------------------
 
     def _has_exited(self) -> bool:
-        if self.pidfd is None:
-            return False
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
-        return bool(poll.poll(0))
+        return self.pidfd is not None and is_over(self.pidfd)
 
     def _on_exit(self) -> None:
         assert self.pid is not None  # noqa: S101 -- only a started process has a pidfd
@@ -327,7 +323,7 @@ class AttemptRun:
             return
         processes.reap()
         stuck.note(self._settings.home, self._slot.id, left)
-        self._closing.look_at_gpu(asked=self.asked)
+        self._closing.look_at_gpu(asked=self._asking.heard is not None)
         self.phase = Phase.DRAINING
 
     def _report(self) -> None:

@@ -188,13 +188,14 @@ class Leftover:
         )  # fmt: skip
 
     def _page(self) -> tuple[int | None, int | None, Reason | None, dict[str, Any] | None]:
-        """What the attempt's page tells: its first and last step, which stop was asked of it, and its end."""
+        """What the attempt's page tells: its first and last step, which stop it heard of, and its end."""
         try:
             page = ControlPage.open(self._folders.page)
         except (ConfigurationError, OSError):
             return None, None, None, None
         try:
-            asked = Reason(page.command.reason) if page.command is not Command.NONE else None
+            heard = page.heard
+            asked = Reason(heard.reason) if heard is not Command.NONE else None
             return page.first, page.completed if page.first is not None else None, asked, end_of_page(page)
         finally:
             page.close()

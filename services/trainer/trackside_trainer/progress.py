@@ -18,6 +18,7 @@ _LEARN_FROM: Final = 5  # samples before the floor holds
 _SLOW_TIMES: Final = 3.0
 _SLOW_STEPS: Final = 10
 _SAMPLES: Final = 512
+SAVING_CLOCK: Final = "end of its checkpoint"
 _BLIND_SHARE: Final = 4.0  # of a limit: what one gap between two looks may count at most
 
 
@@ -145,7 +146,7 @@ class Progress:
         """Which clock runs now, its limit, and the median behind that if it was learned; None: nothing to judge by."""
         limits = self._limits
         if seen.phase is Phase.SAVING:
-            return "end of its checkpoint", *self._at_least(limits.save_s)
+            return SAVING_CLOCK, *self._at_least(limits.save_s)
         if seen.phase is Phase.ENDED or (seen.first is None and seen.opened_ns is None):
             return None, limits.startup_s, None
         if seen.first is None or (seen.phase is Phase.STEPPING and seen.completed < seen.first):

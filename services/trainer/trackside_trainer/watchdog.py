@@ -21,7 +21,7 @@ from trackside.config import Settings
 from trackside.models import Job, Reason
 from trackside.sdk.page import ControlPage
 from trackside_trainer.evidence import program_frames
-from trackside_trainer.progress import Limits, Progress, Seen, Slowdown, Stall
+from trackside_trainer.progress import SAVING_CLOCK, Limits, Progress, Seen, Slowdown, Stall
 
 _DUMP_WAIT_S: Final = 2.0
 _DUMP_MAX_CHARS: Final = 6_000
@@ -43,6 +43,7 @@ class Hung:
 
     detail: str
     evidence: tuple[str, ...]
+    saving: bool = False  # what it missed is the end of a checkpoint
 
 
 def limits_for(settings: Settings, job: Job | None = None) -> Limits:
@@ -123,7 +124,7 @@ class Watchdog:
         dump = self._dump()
         self._tell_output(f"{stall}; {state}", dump)
         stacks = f"stacks of its threads:\n{dump}" if dump else "stacks of its threads: it did not answer"
-        return Hung(detail=str(stall), evidence=(state, stacks))
+        return Hung(detail=str(stall), evidence=(state, stacks), saving=stall.clock == SAVING_CLOCK)
 
     def _dump(self) -> str:
         try:

@@ -48,14 +48,15 @@ class Checkpointer:
         best_mode: str = "min",
         background: bool = True,
         accepted: Callable[[], int | None] = lambda: None,
+        lost_for: Callable[[], int] = lambda: 0,
     ) -> None:
         _check(parts, every, keep, best_mode)
         self.step = 0
         self.extra: dict[str, Any] = {}
         self.saved_step: int | None = None  # the newest step that is on the disk, and in the journal
-        self.trouble = 0  # the error number for which a checkpoint was not written most recently
+        self.trouble = 0  # the error number for which the newest checkpoint is not on the disk and in the journal
         self._store, self._parts, self._emit = store, dict(parts), emit
-        self._accepted = accepted
+        self._accepted, self._lost_for = accepted, lost_for
         self._every, self._keep = every, keep
         self._best, self._best_mode = best, best_mode
         self._best_value: float | None = None
@@ -151,7 +152,7 @@ class Checkpointer:
                     "the older ones are kept"
                 )
             return
-        self._failed = self.trouble = 0
+        self._failed = 0
         if not self._checked_load:
             self._check_loads(written.name)
         took_ms = _ms_since(began)
@@ -168,8 +169,9 @@ class Checkpointer:
             }
         )
         if told is False:  # nobody will ever hear of it, so no attempt would resume from it
+            self.trouble = self._lost_for()
             return
-        self.saved_step = step
+        self.saved_step, self.trouble = step, 0
         self._store.prune(self._keep, best=self._best, best_mode=self._best_mode, accepted=self._accepted())
 
     def _skip(self, step: int) -> None:

@@ -10,6 +10,7 @@ notes say from where on and, at the end, how many. What happened to the run is a
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections import deque
@@ -35,6 +36,7 @@ class JournalWriter:
 
     def __init__(self, path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> None:
         self.path = Path(path)
+        self.trouble = 0  # the error number for which a record was lost most recently
         self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._size = os.fstat(self._fd).st_size
         self._torn = self._size > 0 and os.pread(self._fd, 1, self._size - 1) != b"\n"
@@ -71,11 +73,13 @@ class JournalWriter:
             line = self._mend(line)
         try:
             written = os.write(self._fd, line)
-        except OSError:
+        except OSError as error:
+            self.trouble = error.errno or 0
             self._lost += 1
             return False
         self._size += written
         if written != len(line):
+            self.trouble = errno.ENOSPC  # a short write comes without a number, and mostly of a disk that is full
             self._torn = True
             self._lost += 1
             return False

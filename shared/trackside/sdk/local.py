@@ -19,6 +19,8 @@ _EVERY_S: Final = 0.5  # two lines a second are as many as a person reads
 class Terminal:
     """Prints records: metrics at most twice a second and always the last, the others at once."""
 
+    trouble = 0
+
     def __init__(self, root: Path) -> None:
         self._root = root
         self._printed_s = float("-inf")

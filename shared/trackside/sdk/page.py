@@ -1,4 +1,4 @@
-"""The control page: 128 bytes of memory that the worker and the attempt share through a file.
+"""The control page: 136 bytes of memory that the worker and the attempt share through a file.
 
     0  magic        1  command, written by the worker      2  completed steps      3  total, -1 unknown
     4  first step of this attempt, -1 none yet             5  phase                6  last boundary, monotonic ns
@@ -7,9 +7,10 @@
     9  how often the worker has asked for something or taken it back    10  1: the run has a checkpointer
     11 the number (field 9) of the pause that was refused, -1 none       12 the error number behind that, 0 none
     13 how the attempt ended, 0 not yet    14 its first bad step, 0 none    15 1: it may have left before its end
+    16 the number (field 9) of what the worker has sent its newest SIGTERM for, 0 none yet
 
-Each field is one aligned 64-bit word, so that a reader never sees half a value. Only the worker writes fields 1, 8
-and 9, and only the attempt writes the others, so that no lock is needed. The file's one block is there before the
+Each field is one aligned 64-bit word, so that a reader never sees half a value. Only the worker writes fields 1, 8, 9
+and 16, and only the attempt writes the others, so that no lock is needed. The file's one block is there before the
 attempt starts, so a full disk takes nothing of this away.
 """
 
@@ -25,10 +26,10 @@ from typing import Final
 
 from trackside.errors import ConfigurationError
 
-SIZE_BYTES: Final = 128
+SIZE_BYTES: Final = 136
 MAGIC: Final = 0x545253
 _COMMAND, _COMPLETED, _TOTAL, _FIRST, _PHASE, _BOUNDARY, _OPENED, _ACCEPTED = range(1, 9)
-_ASKS, _SAVES, _REFUSED, _TROUBLE, _OUTCOME, _BAD_STEP, _EARLY = range(9, 16)
+_ASKS, _SAVES, _REFUSED, _TROUBLE, _OUTCOME, _BAD_STEP, _EARLY, _SIGNALLED = range(9, 17)
 # By their place, from 1, so a name is never moved or taken out.
 OUTCOMES: Final = (
     *("succeeded", "user_error", "oom_gpu", "oom_host", "cuda_error", "invalid_job", "diverged"),
@@ -145,6 +146,23 @@ class ControlPage:
     def asks(self) -> int:
         """How often something was asked or taken back."""
         return self._words[_ASKS]
+
+    @property
+    def signalled(self) -> int:
+        """The value of `asks` when the worker sent its newest SIGTERM, 0 before the first; each is of another."""
+        return self._words[_SIGNALLED]
+
+    def signals(self) -> None:
+        """Say, right before it, that a SIGTERM comes for what is asked now: one that is not told of is a stranger's."""
+        self._words[_SIGNALLED] = self._words[_ASKS]
+
+    @property
+    def heard(self) -> Command:
+        """What may have made the run leave: not a pause that no signal has told of, or that it has refused."""
+        command = self.command
+        if command is Command.PAUSE and (self.signalled != self.asks or self.refused is not None):
+            return Command.NONE
+        return command
 
     def refuse(self, asks: int, trouble: int) -> None:
         """Say that what was asked then (a value of `asks`) cannot be done, for which error number."""

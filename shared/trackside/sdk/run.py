@@ -36,6 +36,8 @@ _process_run: list[Run] = []  # threads start with an empty context, and they be
 class Sink(Protocol):
     """Where a run's records go: the journal, or the terminal."""
 
+    trouble: int  # the error number for which a record was lost most recently
+
     def write(self, record: Mapping[str, Any]) -> object: ...
 
     def metrics(self, step: int, values: Mapping[str, Any], time_ms: int) -> object: ...
@@ -96,6 +98,7 @@ class Run:
         self._looping = False
         self._loop_used = False
         self._asked_to_stop: str | None = None
+        self._leaves = False  # its loop has obeyed a stop
         self._checkpointer: Checkpointer | None = None
         self._watch = Watch()
         self._waiting: deque[tuple[int, int, dict[str, Plain | Arriving]]] = deque()
@@ -189,6 +192,7 @@ class Run:
             background=background,
             resume=self._resume,
             emit=self._sink.write,
+            lost_for=lambda: self._sink.trouble,
             accepted=lambda: self._page.accepted,
         )
         made.bind(lambda: None if self._in_step else self._completed)
@@ -204,7 +208,7 @@ class Run:
         """
         if reason != Command.PAUSE.reason:
             self._asked_to_stop = reason
-        elif self._looping:
+        elif self._looping or self._leaves:  # a second StopRequested would cut off what the script does at the first
             return
         elif not self._saved:
             self._page.refuse(self._page.asks, self._trouble)
@@ -306,13 +310,14 @@ class Run:
             asks = page.asks
             if stop in _SAVES_FIRST and self._checkpointer is not None and self._completed > 0:
                 self._save(self._checkpointer, wait=True)
-            if stop != Command.PAUSE.reason:
-                raise StopRequested(stop)
-            if page.command is not Command.PAUSE:  # taken back, or more was asked while it was saved
-                continue
-            if self._saved:
-                raise StopRequested(stop)
-            page.refuse(asks, self._trouble)
+            if stop == Command.PAUSE.reason:
+                if page.command is not Command.PAUSE:  # taken back, or more was asked while it was saved
+                    continue
+                if not self._saved:
+                    page.refuse(asks, self._trouble)
+                    continue
+            self._leaves = True
+            raise StopRequested(stop)
 
     @property
     def _saved(self) -> bool:

@@ -133,11 +133,12 @@ def _take_signals(run: Run, page: ControlPage) -> None:
     def stop(number: int, frame: Any) -> None:
         nonlocal heard
         del number, frame
-        command, asks = page.command, page.asks
-        ours, heard = asks != heard, asks
-        if command is Command.NONE and ours:  # it came late, and what it was for has been taken back
-            return
-        run.request_stop(command.reason if command is not Command.NONE else Command.PREEMPT.reason)
+        command, told = page.command, page.signalled
+        ours, heard = told != heard, told
+        if not ours and command in (Command.NONE, Command.PAUSE):  # a pause may be refused; a stranger does not wait
+            command = Command.PREEMPT
+        if command is not Command.NONE:  # else it came late, and what it was for has been taken back
+            run.request_stop(command.reason)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
