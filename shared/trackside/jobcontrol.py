@@ -9,6 +9,7 @@ from trackside.bus.client import Pipeline
 from trackside.codec import decode_fields
 from trackside.errors import IllegalTransition, InvalidJob, NotFound
 from trackside.jobstore import Change, JobStore
+from trackside.line import FREE_SLOT
 from trackside.models import ACTIVE, CheckpointRef, Event, EventKind, Job, JobSpec, JobState
 
 
@@ -160,7 +161,7 @@ def _waits(spec: JobSpec, job: Job | None = None) -> str:
     """Why a queued job does not run yet."""
     if spec.after and (job is None or job.attempt == 0):
         return f"waits for {', '.join(spec.after)} to succeed"
-    return "waits for a free slot"
+    return FREE_SLOT
 
 
 def _inherited(old: Job) -> tuple[CheckpointRef, ...]:

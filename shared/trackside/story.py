@@ -120,7 +120,7 @@ def _sentence(job: Job, event: Event, attempt: Attempt | None, saved: list[int])
         case EventKind.NOTE if event.cause == "checkpoint damaged":
             return f"checkpoint {data.get('name')} is damaged and was put aside: {data.get('why')}"
         case EventKind.NOTE if event.cause == "parents succeeded":
-            return f"{', '.join(job.spec.after)} succeeded, so it waits for a free slot"
+            return f"{', '.join(job.spec.after)} succeeded, so it {line.FREE_SLOT}"
     return None
 
 

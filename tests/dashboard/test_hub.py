@@ -10,11 +10,12 @@ from dashboard.seed import Seed
 from trackside.bus import keys
 from trackside.bus.client import connect
 from trackside.errors import BusDenied
-from trackside.models import JobState
+from trackside.models import Job, JobState
 from trackside.server import EmbeddedServer
 from trackside.testing import wait_until
 from trackside_dashboard.hub import Hub
 from trackside_dashboard.lines import canonical
+from trackside_dashboard.snapshot import Snapshot
 
 JOB = "digits-a1b2c3"
 NewHub = Callable[[str], Hub]
@@ -27,6 +28,28 @@ def live(hub: Hub) -> bool:
 def points(hub: Hub, name: str = "loss") -> int:
     view = hub.view(JOB)
     return len(view.lines[name]) if view is not None and name in view.lines else 0
+
+
+def test_pages_that_come_and_go_disturb_no_look_at_who_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(lambda: "redis://127.0.0.1:1")
+
+    def another_comes() -> None:
+        hub._wanted[f"job-{len(hub._wanted)}"] = 0.0
+
+    class Jobs(dict[str, Job]):
+        def __contains__(self, _: object) -> bool:
+            another_comes()
+            return True
+
+    def watched(_: str) -> None:
+        another_comes()
+
+    another_comes()
+    hub._snapshot = Snapshot(jobs=Jobs())
+    assert not hub._is_crowded()
+    monkeypatch.setattr("trackside_dashboard.hub.Watched", watched)
+    hub._forget()
+    assert len(hub._wanted) == 4
 
 
 def test_it_takes_stock_of_everything(seed: Seed, bus_urls: Mapping[str, str], new_hub: NewHub) -> None:

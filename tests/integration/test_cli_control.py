@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from cli_world import SLOT, SPEC, World
+from trackside.jobstore import Change
+from trackside.line import FREE_SLOT
 from trackside.models import Breaker, BreakerState, JobState, Outcome, Reason
 from trackside.server import EmbeddedServer
 
@@ -106,6 +108,16 @@ def test_why_says_what_keeps_a_queued_job_off_each_slot(world: World) -> None:
     world.queued("j")
     assert f"   {SLOT.id} is busy with busy" in world.run("why", "j").out
     assert world.run("why", "j", "--json").json["obstacles"] == [f"{SLOT.id} is busy with busy"]
+
+
+def test_why_says_what_keeps_a_job_off_each_slot_once_those_that_it_waits_for_have_succeeded(world: World) -> None:
+    world.running("busy")
+    world.store.submit("j", "j", replace(SPEC, after=("busy",)))
+    told = world.run("why", "j", "--json").json
+    assert (told["place"], told["obstacles"]) == (None, [])
+    world.store.change("j", lambda job, _: Change(job=replace(job, detail=FREE_SLOT)))
+    told = world.run("why", "j", "--json").json
+    assert (told["place"], told["obstacles"]) == (1, [f"{SLOT.id} is busy with busy"])
 
 
 def test_why_is_harmless_whatever_a_name_holds(world: World) -> None:

@@ -95,6 +95,30 @@ def test_what_is_asked_just_after_an_end_does_not_undo_it(
     assert until(supervisor, store, "j", JobState.SUCCEEDED).attempt == 1
 
 
+@pytest.mark.parametrize("before", ["gone", "of a later version"])
+def test_an_end_is_decided_about_though_the_attempt_before_it_cannot_be_read(
+    client: Client, store: Store, supervisor: Supervisor, bus_urls: Mapping[str, str], before: str
+) -> None:
+    trainer = Trainer(client, {})
+    claimed(supervisor, store, trainer, "j")
+    store.end_attempt("j", 1, Outcome(reason=Reason.KILLED, detail="killed"))
+
+    def given_again() -> bool:
+        trainer.beat()
+        supervisor.tick()
+        return store.job("j").attempt == 2
+
+    wait_until(given_again, 20, "it is not done again")
+    store.claim("j", 2, worker_pid=trainer.pid)
+    with connect(bus_urls["tester"]) as behind:
+        if before == "gone":
+            behind.delete(keys.attempt("j", 1))
+        else:
+            behind.hset(keys.attempt("j", 1), "state", OF_A_LATER_VERSION)
+    store.end_attempt("j", 2, Outcome(reason=Reason.SUCCEEDED, detail="done"))
+    assert until(supervisor, store, "j", JobState.SUCCEEDED).attempt == 2
+
+
 @pytest.mark.parametrize("damaged", ["attempt", "parent"])
 def test_a_record_that_cannot_be_read_stops_its_own_job_only(
     client: Client, store: Store, supervisor: Supervisor, bus_urls: Mapping[str, str], damaged: str

@@ -113,7 +113,8 @@ class Hub:
     def _is_crowded(self) -> bool:
         """Whether the pages of so many jobs are open that no other is read; of invented jobs more are borne."""
         jobs = self._snapshot.jobs
-        return sum(job_id in jobs for job_id in self._wanted) >= SERIES_MAX or len(self._wanted) >= 4 * SERIES_MAX
+        wanted = list(self._wanted)  # other sessions add to it meanwhile
+        return sum(job_id in jobs for job_id in wanted) >= SERIES_MAX or len(wanted) >= 4 * SERIES_MAX
 
     def memo(self, key: Hashable, version: Hashable, make: Callable[[], T]) -> T:
         """What `make` returned for this version, whichever session asked: charts are drawn once for all viewers."""
@@ -149,7 +150,7 @@ class Hub:
         self._traces: dict[str, deque[tuple[int, float | None, float | None]]] = {}
         self._samples: dict[str, dict[str, Any]] = {}
         self._series: OrderedDict[str, Series] = OrderedDict()
-        self._watched: dict[str, Watched] = {job_id: Watched(job_id) for job_id in self._wanted}
+        self._watched: dict[str, Watched] = {job_id: Watched(job_id) for job_id in list(self._wanted)}
         self._changed: set[str] = set()
         self._refusals = Refusals()
         self._at_ms = 0

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Final
 
+from trackside.line import FREE_SLOT
 from trackside.models import Attempt, Job, JobState, Outcome, Program, Reason
 
 # The host's or the house's doing, not the job's: these use up no retry.
@@ -155,7 +156,7 @@ def judge(facts: Facts, now_ms: int) -> Decision:
     if facts.struck:
         return _struck_again(facts, now_ms)
     if reason in (Reason.PREEMPTED, Reason.PAUSED):
-        return to(JobState.QUEUED, "preempted", "made room at a step boundary; waits for a free slot")
+        return to(JobState.QUEUED, "preempted", f"made room at a step boundary; {FREE_SLOT}")
     if reason is Reason.DIVERGED and facts.bad_step is not None and facts.rollbacks < MAX_ROLLBACKS:
         where = f"to the checkpoint of step {facts.rollback_to}" if facts.rollback_to else "to the start"
         decision = to(JobState.QUEUED, "rolled back", f"goes back {where}: {what}")

@@ -13,8 +13,8 @@ from trackside_supervisor import breaker, older, parents, placement, rebuild, re
 
 # Kinds of event by which the supervisor tells a decision; what it submits are self-tests, told by their breaker.
 _DECISIONS: Final = frozenset({EventKind.TRANSITION, EventKind.ASSIGNED, EventKind.ENDED, EventKind.SLOT})
-# Those that move nothing yet are notes.
-_NOTED: Final = frozenset({parents.SUCCEEDED, standstill.OLDER, rebuild.BEGUN, rebuild.REBUILT})
+# Those that move nothing yet are notes. Of a standstill and a rebuild an earlier version told without their inputs.
+_NOTED: Final = frozenset({parents.SUCCEEDED})
 
 
 def differs(event: Event) -> str | None:

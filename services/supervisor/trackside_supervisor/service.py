@@ -246,7 +246,14 @@ class Supervisor:
         return parents.verdict(job, states)
 
     def _previous(self, attempt: Attempt) -> Attempt | None:
-        return self._store.attempt(attempt.job, attempt.number - 1) if attempt.number > 1 else None
+        """The attempt before; None too where it cannot be read: by it a job is only seen to repeat itself."""
+        if attempt.number == 1:
+            return None
+        try:
+            return self._store.attempt(attempt.job, attempt.number - 1)
+        except (NotFound, DecodeError) as error:
+            self._log.warning("attempt_before_unknown", job=attempt.job, number=attempt.number - 1, error=str(error))
+            return None
 
     def _place(self, standing: set[str]) -> None:
         queued = [

@@ -25,7 +25,7 @@ def why(
     """
     from trackside.bus import beats, streams
     from trackside.bus.client import now_ms
-    from trackside.models import JobState
+    from trackside.line import is_in_line
     from trackside.story import obstacles, tell
 
     store = store_of(ctx)
@@ -35,7 +35,7 @@ def why(
     now = now_ms(store.client)
     story = tell(found, store.attempts(found), events, now, place=place)
     in_the_way: list[str] = []
-    if found.state is JobState.QUEUED and found.slot is None and not (found.spec.after and found.attempt == 0):
+    if is_in_line(found):
         slots = store.slots()
         in_the_way = obstacles(found, slots, store.breakers(slot.id for slot in slots), beats.read(store.client))
     if as_json:
