@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from attempts import context, records
 from trackside.errors import ConfigurationError
 from trackside.sdk.context import AttemptContext, Program, ProgramKind, ResumePoint
 from trackside.sdk.journal import JournalReader
@@ -52,7 +53,7 @@ class Attempt:
         return self.process.returncode, out, err
 
     def records(self, kind: str) -> list[dict[str, Any]]:
-        return [r for _, r in JournalReader(self.context.journal) if r["k"] == kind]
+        return records(self.context.journal, kind)
 
     @property
     def outcome(self) -> str | None:
@@ -80,21 +81,10 @@ class Attempts:
     def make(self, kind: ProgramKind, target: str, *argv: str, params: Mapping[str, Any] | None = None) -> Attempt:
         folder = self.root / str(len(self.made) + 1)
         folder.mkdir()
-        context = AttemptContext(
-            job="digits-1",
-            attempt=len(self.made) + 1,
-            name="digits",
-            slot="host-cpu0",
-            params=params or {},
-            attempt_dir=folder,
-            journal=folder / "journal.jsonl",
-            page=folder / "page",
-            work_dir=self.root / "work",
-            files_dir=folder / "files",
-            checkpoints_dir=self.root / "checkpoints",
-            program=Program(kind=kind, target=target, argv=argv),
+        program = Program(kind=kind, target=target, argv=argv)
+        attempt = Attempt(
+            context=context(folder, len(self.made) + 1, root=self.root, params=params or {}, program=program)
         )
-        attempt = Attempt(context=context)
         self.made.append(attempt)
         return attempt
 
