@@ -1,11 +1,11 @@
-"""The line of jobs that wait for a slot: who is in it, and who is before whom. Pure."""
+"""The line of jobs that wait for a slot: who is in it, who is before whom, and which slots take nobody. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Final
 
-from trackside.models import Job, JobState
+from trackside.models import Beat, Job, JobState, Slot
 
 RANKS: Final = {"high": 0, "normal": 1, "low": 2}
 FREE_SLOT: Final = "waits for a free slot"
@@ -21,6 +21,11 @@ def places(jobs: Iterable[Job]) -> dict[str, int]:
     """The place of each job in line, from 1: by priority, then age. What device a job asks for makes no difference."""
     line = sorted(filter(is_in_line, jobs), key=lambda job: (RANKS[job.spec.priority], job.created_at_ms, job.id))
     return {job.id: place for place, job in enumerate(line, start=1)}
+
+
+def blocked_by(slot: Slot, beat: Beat | None) -> str | None:
+    """What keeps a slot from work, as its agent sees its GPU and its worker its disk; None: nothing."""
+    return "; ".join(filter(None, (slot.blocked, None if beat is None else beat.blocked))) or None
 
 
 def words(place: int) -> str:

@@ -268,7 +268,7 @@ def _obstacle(job: Job, slot: Slot, breaker: Breaker | None, beats: Mapping[str,
     if slot.cordoned:
         why = f" ({slot.cordon_reason})" if slot.cordon_reason else ""
         return f"is cordoned{why}: `trackside uncordon {slot.id}` puts it back"
-    blocked = slot.blocked or beat.blocked
+    blocked = line.blocked_by(slot, beat)
     if blocked is not None and beat.job is None:
         return f"is blocked: {blocked}"
     if breaker is not None and breaker.state is not BreakerState.CLOSED:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from trackside import line
-from trackside.models import Job, JobSpec, JobState, Program, Reason, Slot
-from trackside.story import what_is_next
-from trackside_supervisor.placement import place
+from trackside.models import Beat, Job, JobSpec, JobState, Program, Reason, Role, Slot
+from trackside.story import obstacles, what_is_next
+from trackside_dashboard import queries
+from trackside_supervisor.placement import free_slots, place
 
 SPEC = JobSpec(program=Program(kind="script", target="train.py"))
 
@@ -42,6 +43,25 @@ def test_slots_are_given_out_in_that_order() -> None:
     slots = [Slot(id=f"s-{number}", host="h", kind="cpu", storage="x") for number in range(9)]
     given = [placed.job.id for placed in place([job for job in JOBS if line.is_in_line(job)], slots)]
     assert given == list(line.places(JOBS))
+
+
+@pytest.mark.parametrize(
+    ("gpu", "disk", "why"),
+    [(None, None, None), ("its GPU", None, "its GPU"), (None, "its disk", "its disk"), ("G", "d", "G; d")],
+)
+def test_what_keeps_a_slot_from_work_is_one_thing_for_whoever_gives_it_out_and_whoever_tells_of_it(
+    gpu: str | None, disk: str | None, why: str | None
+) -> None:
+    slot = Slot(id="s", host="h", kind="gpu", storage="x", blocked=gpu)
+    beat = Beat(role=Role.WORKER, name="s", host="h", pid=1, started_at_ms=0, at_ms=0, blocked=disk)
+    beats = {"worker:s": beat}
+    assert line.blocked_by(slot, beat) == why
+    assert line.blocked_by(slot, None) == gpu
+    assert free_slots([slot], [], beats) == ([] if why else [slot])
+    told = f"s is blocked: {why}" if why else "s is free: the supervisor gives it out"
+    assert obstacles(queued("a", 1), [slot], {}, beats) == [told]
+    assert queries.slot_state(slot, beat) == ("blocked" if why else "idle")
+    assert queries.slot_why(slot, beat, None, 0) == why
 
 
 def test_what_comes_next_names_the_place() -> None:

@@ -151,15 +151,15 @@ def slot_state(slot: Slot, beat: Beat | None, breaker: Breaker | None = None) ->
         return "cordoned"
     if breaker is not None and breaker.state is not BreakerState.CLOSED:
         return "resting"
-    if slot.blocked is not None or beat.blocked is not None:
+    if line.blocked_by(slot, beat) is not None:
         return "blocked"
     return "stopping" if beat.stopping else "idle"
 
 
 def slot_why(slot: Slot, beat: Beat | None, breaker: Breaker | None, now_ms: int) -> str | None:
     """Why a slot takes no work, or is slow."""
-    blocked = (slot.blocked, beat.blocked if beat is not None else None)
-    parts = [part for part in (slot.cordon_reason if slot.cordoned else None, *blocked) if part]
+    reasons = (slot.cordon_reason if slot.cordoned else None, line.blocked_by(slot, beat))
+    parts = [part for part in reasons if part]
     if breaker is not None and breaker.state is not BreakerState.CLOSED:
         rest_s = ((breaker.until_ms or now_ms) - now_ms) / 1000
         test = f"self-test in {text.whole_span(rest_s)}" if breaker.state is BreakerState.OPEN else "its self-test runs"

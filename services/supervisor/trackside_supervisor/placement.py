@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, NamedTuple
 
-from trackside.line import RANKS
+from trackside.line import RANKS, blocked_by
 from trackside.models import Beat, Breaker, BreakerState, Job, JobState, Role, Slot
 from trackside_supervisor.breaker import takes
 
@@ -69,8 +69,7 @@ class Placed(NamedTuple):
 def free_slots(slots: Iterable[Slot], jobs: Iterable[Job], beats: Mapping[str, Beat | None]) -> list[Slot]:
     """Slots with a living worker, in service, given to no job, and on a GPU slot with a GPU that is free."""
     taken = {job.slot for job in jobs if job.slot is not None}
-    open_ = (slot for slot in slots if not slot.cordoned and slot.blocked is None)
-    return [slot for slot in open_ if slot.id not in taken and _serves(slot, beats)]
+    return [slot for slot in slots if not slot.cordoned and slot.id not in taken and _serves(slot, beats)]
 
 
 def place(jobs: Iterable[Job], free: Iterable[Slot], breakers: Mapping[str, Breaker] | None = None) -> list[Placed]:
@@ -127,8 +126,8 @@ def _brief(each: Need | Offer) -> dict[str, Any]:
 
 
 def _serves(slot: Slot, beats: Mapping[str, Beat | None]) -> bool:
-    """Whether the slot's worker lives and takes work; a silent agent says nothing, since workers outlive it."""
+    """Whether the slot takes work and its worker lives; a silent agent says nothing, since workers outlive it."""
     worker, agent = beats.get(f"{Role.WORKER}:{slot.id}"), beats.get(f"{Role.AGENT}:{slot.host}")
-    if worker is None or worker.stopping or worker.blocked is not None:
+    if worker is None or worker.stopping or blocked_by(slot, worker) is not None:
         return False
     return agent is None or not agent.stopping

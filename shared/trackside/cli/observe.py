@@ -142,6 +142,7 @@ def slot_rows(store: Store) -> tuple[int, list[dict[str, Any]]]:
     """The server's time, and every slot with what is on it."""
     from trackside.bus import beats, keys
     from trackside.bus.client import now_ms
+    from trackside.line import blocked_by
     from trackside.models import Breaker, BreakerState, Role
 
     slots = store.slots()
@@ -154,7 +155,7 @@ def slot_rows(store: Store) -> tuple[int, list[dict[str, Any]]]:
         beat = found.get(keys.deadline_member(Role.WORKER, slot.id))
         job = None if beat is None else beat.job
         resting = breaker.state is not BreakerState.CLOSED
-        blocked = slot.blocked or (None if beat is None else beat.blocked)
+        blocked = blocked_by(slot, beat)
         unused = "cordoned" if slot.cordoned else "resting" if resting else "blocked" if blocked else "free"
         state = "silent" if beat is None else "busy" if job else unused
         rows.append(
