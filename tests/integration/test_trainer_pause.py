@@ -120,7 +120,7 @@ def test_a_cancel_does_not_wait_for_what_a_pause_waits_for(trainer: Trainer) -> 
     job = trainer.assign(trains(within="if step == 5: print('long', flush=True); time.sleep(600)"))
     said(trainer, job, "long")
     trainer.store.pause(job.id)
-    wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 5, "it was not asked to pause")
+    wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 20, "it was not asked to pause")
     trainer.store.cancel(job.id)
     outcome = trainer.ended(job, STALL_S)
     assert (outcome.reason, outcome.signal) == (Reason.CANCELLED, "SIGKILL")
@@ -130,7 +130,7 @@ def test_a_pause_that_is_taken_back_changes_nothing(trainer: Trainer) -> None:
     job = trainer.assign(trains(within=LONG_STEP, total=60))
     said(trainer, job, "long")
     trainer.store.pause(job.id)
-    wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 5, "it was not asked to pause")
+    wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 20, "it was not asked to pause")
     assert trainer.store.resume(job.id).state is JobState.RUNNING
     outcome = trainer.ended(job)
     assert (outcome.reason, outcome.last_step) == (Reason.SUCCEEDED, 60)
@@ -141,7 +141,7 @@ def test_a_stranger_who_stops_a_run_after_a_pause_was_taken_back_is_heard(traine
     job = trainer.assign(trains(within=LONG_STEP))
     said(trainer, job, "long")
     trainer.store.pause(job.id)
-    wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 5, "it was not asked to pause")
+    wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 20, "it was not asked to pause")
     trainer.store.resume(job.id)
     pid = trainer.running(job, step=8)
     os.kill(pid, signal.SIGTERM)
@@ -195,6 +195,15 @@ def test_a_pause_after_the_last_step_needs_no_end_of_what_comes_then(trainer: Tr
     is_paused_without_loss(trainer, job, after_step=20)
 
 
+def test_a_run_that_obeys_its_pause_is_not_reminded_of_it_while_it_tidies_up(trainer: Trainer) -> None:
+    tidies = f"import atexit\natexit.register(lambda: (time.sleep({LONG_S}), print('tidied', flush=True)))"
+    job = trainer.assign(trains(before=tidies))
+    trainer.running(job, step=3)
+    trainer.store.pause(job.id)
+    is_paused_without_loss(trainer, job, after_step=3)
+    assert trainer.output(job).splitlines()[-1] == "tidied"
+
+
 def test_a_script_that_leaves_at_sigterm_is_paused_at_its_boundary_all_the_same(trainer: Trainer) -> None:
     job = trainer.assign(trains(before="signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))"))
     trainer.running(job, step=3)
@@ -206,7 +215,7 @@ def test_a_script_that_ends_by_itself_before_it_hears_of_its_pause_has_succeeded
     job = trainer.assign(trains(within=f"if step == 5: print('long', flush=True); time.sleep({LONG_S}); break"))
     said(trainer, job, "long")
     trainer.store.pause(job.id)
-    wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 5, "it was not asked to pause")
+    wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 20, "it was not asked to pause")
     outcome = trainer.ended(job)
     assert (outcome.reason, outcome.detail, outcome.last_step) == (Reason.SUCCEEDED, "finished", 4)
 
@@ -216,7 +225,7 @@ def test_one_that_is_killed_while_it_is_to_pause_has_not_paused(trainer: Trainer
     pid = trainer.running(job, step=4)
     said(trainer, job, "long")
     trainer.store.pause(job.id)
-    wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 5, "it was not asked to pause")
+    wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 20, "it was not asked to pause")
     kill(pid)
     outcome = trainer.ended(job)
     assert (outcome.reason, outcome.signal) == (Reason.KILLED, "SIGKILL")
