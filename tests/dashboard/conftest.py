@@ -49,8 +49,8 @@ def visit(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., AppTest]]:
 
     def open_page(url: str, page: str = "views/fleet.py", *, state: str = "live", **query: str) -> AppTest:
         monkeypatch.setenv("TRACKSIDE_REDIS_URL", url)
-        wait_until(lambda: live.hub().health().state == state, 15, f"the reader is not {state}")
-        app = AppTest.from_file(APP, default_timeout=20)
+        wait_until(lambda: live.hub().health().state == state, 30, f"the reader is not {state}")
+        app = AppTest.from_file(APP, default_timeout=60)
         app.run()
         for name, value in query.items():
             app.query_params[name] = value

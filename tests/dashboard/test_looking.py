@@ -62,7 +62,7 @@ def reads(tester: redis.Redis) -> int:
 def still(seed: Seed, tester: redis.Redis) -> Fingerprint:
     """What is there once the beats that were meant to run out have done so, and nobody writes any more."""
     wait_until(
-        lambda: all(left == -1 or left > 60_000 for left in map(tester.pttl, tester.scan_iter())), 5, "beats stay"
+        lambda: all(left == -1 or left > 60_000 for left in map(tester.pttl, tester.scan_iter())), 20, "beats stay"
     )
     return fingerprint(tester)
 

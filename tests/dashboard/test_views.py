@@ -165,7 +165,7 @@ def test_the_last_step_is_told_and_unknown_where_it_is(seed: Seed, bus_urls: Map
         beat = live.hub().snapshot().beats["worker:alpha-cpu-0"]
         return beat is not None and beat.step_age_s is None
 
-    wait_until(read, 5, "the beat is not read")
+    wait_until(read, 20, "the beat is not read")
     assert f"last step **{text.UNKNOWN}**" in words(visit(url))
 
 
@@ -255,7 +255,7 @@ def test_an_empty_bus_tells_the_next_command(bus_urls: Mapping[str, str], visit:
 @pytest.mark.parametrize("page", PAGES)
 def test_without_a_server_a_page_says_so(tmp_path: Path, visit: Visit, page: str) -> None:
     app = visit(f"unix://{tmp_path}/none.sock", page, state="none", job=JOB)
-    wait_until(lambda: live.hub().health().error, 5, "the reader found no error")
+    wait_until(lambda: live.hub().health().error, 20, "the reader found no error")
     app.run()
     assert not app.exception
     assert "no server" in words(app)

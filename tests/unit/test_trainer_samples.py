@@ -50,7 +50,7 @@ def test_a_question_whose_process_cannot_be_killed_is_left_alone(monkeypatch: py
     assert look.gpus is None
     assert samples.left() == {process.pid}
     process.kill()
-    wait_until(lambda: not samples.left(), 5, "it is not reaped")
+    wait_until(lambda: not samples.left(), 20, "it is not reaped")
 
 
 @pytest.mark.timeout(40)
@@ -59,7 +59,7 @@ def test_a_sampler_that_says_nothing_is_mute_and_replaced_until_there_is_a_line(
     (pid,) = sampler.pids
     os.kill(pid, signal.SIGSTOP)
     wait_until(lambda: sampler.poll() or sampler.mute, 10, "nobody notices")
-    wait_until(lambda: sampler.mute and not sampler.poll() and pid not in sampler.pids, 5, "it is not ended")
+    wait_until(lambda: sampler.mute and not sampler.poll() and pid not in sampler.pids, 20, "it is not ended")
     assert sampler.newest == []
     wait_until(sampler.poll, 15, "none in its place")
     assert not sampler.mute
