@@ -262,6 +262,17 @@ def test_a_pause_that_was_obeyed_is_not_obeyed_again_while_the_loop_is_left(
     assert [r["m"] for r in records(run, "m")] == [{"a": 1.0}]
 
 
+def test_a_pause_after_the_loop_is_obeyed_once(make_run: MakeRun) -> None:
+    run = make_run()
+    run.checkpointer(model=torch.nn.Linear(1, 1), every=None)
+    list(run.steps(2))
+    with pytest.raises(StopRequested, match="paused"):
+        run.request_stop("paused")
+    run.request_stop("paused")  # taken back meanwhile, and asked for again
+    with pytest.raises(StopRequested, match="cancelled"):
+        run.request_stop("cancelled")
+
+
 def test_checkpoints_come_when_due_when_asked_for_and_at_the_end(make_run: MakeRun) -> None:
     run = make_run()
     state = run.checkpointer(model=torch.nn.Linear(1, 1), every=4, keep=10)

@@ -98,7 +98,7 @@ class Run:
         self._looping = False
         self._loop_used = False
         self._asked_to_stop: str | None = None
-        self._leaves = False  # its loop has obeyed a stop
+        self._leaves = False  # it has obeyed a stop
         self._checkpointer: Checkpointer | None = None
         self._watch = Watch()
         self._waiting: deque[tuple[int, int, dict[str, Plain | Arriving]]] = deque()
@@ -214,6 +214,7 @@ class Run:
             self._page.refuse(self._page.asks, self._trouble)
             return
         if not self._looping:
+            self._leaves = True
             raise StopRequested(reason)
 
     def opened(self) -> None:
