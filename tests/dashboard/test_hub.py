@@ -103,7 +103,7 @@ def test_the_output_of_each_attempt_is_followed(seed: Seed, bus_urls: Mapping[st
     assert "step 701" not in first.tails[1]
     hub.view(JOB, attempt=2)
     seed.output(JOB, 2, "a last word\n")
-    wait_until(lambda: "a last word" in hub.snapshot().views[JOB].tails.get(2, ""), 5, "new output did not arrive")
+    wait_until(lambda: "a last word" in hub.snapshot().views[JOB].tails.get(2, ""), 20, "new output did not arrive")
     assert hub.snapshot().views[JOB].tails[2].count("step 701 ") == 1
 
 
@@ -120,8 +120,8 @@ def test_it_keeps_what_it_knew_and_comes_back(own_server: EmbeddedServer, new_hu
     own_server.start().wait_ready()
     wait_until(lambda: live(hub), 20, "the reader did not come back")
     Seed(own_server.url("supervisor")).submit("after-it", "after the restart")
-    wait_until(lambda: "after-it" in hub.snapshot().jobs, 5, "nothing new was read after the restart")
-    wait_until(lambda: points(hub) == 1462, 5, "the metrics are not there again, or twice")
+    wait_until(lambda: "after-it" in hub.snapshot().jobs, 20, "nothing new was read after the restart")
+    wait_until(lambda: points(hub) == 1462, 20, "the metrics are not there again, or twice")
     assert hub.health().faults == 0
 
 
@@ -137,7 +137,7 @@ def test_damaged_entries_do_not_stop_it(seed: Seed, bus_urls: Mapping[str, str],
         tester.hset(keys.job("broken-k1m2n3"), "attempt", "many")
         tester.xadd(keys.samples("beta"), {"d": b"\x00"})
     seed.submit("still-alive", "still alive")
-    wait_until(lambda: "still-alive" in hub.snapshot().jobs, 5, "the reader stopped at a damaged entry")
+    wait_until(lambda: "still-alive" in hub.snapshot().jobs, 20, "the reader stopped at a damaged entry")
     wait_until(lambda: hub.health().faults > 0, 10, "the part that failed was not counted")
     assert live(hub)
 
