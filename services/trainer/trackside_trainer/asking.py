@@ -36,6 +36,7 @@ _COMMANDS: Final = {
     Reason.CANCELLED: Command.CANCEL,
     Reason.FENCED: Command.FENCED,
 }
+_LEAVE_S: Final = 0.5  # for a process on its way out after it has saved
 _MAY_FINISH_SAVING: Final = frozenset({Reason.PREEMPTED, Reason.TIMEOUT, Reason.STALLED})
 
 
@@ -124,6 +125,7 @@ class Asking:
             return False
         saves = self.reason in _MAY_FINISH_SAVING and self._page is not None and self._page.phase is Phase.SAVING
         if saves and now_s < self._saving_until_s:
+            self._kill_at_s = now_s + _LEAVE_S
             return False
         self._kill_at_s = None
         return True
