@@ -276,8 +276,8 @@ class AttemptRun:
             self._log.warning("attempt_stalled", why=hung.detail, state=hung.evidence[0])
             self._closing.hung = hung
             self._notes.append(f"stalled: {hung.detail}; its stacks are kept and it is asked to stop")
-            # A checkpoint that has had its limit gets no second one.
-            self.stop(Reason.STALLED, hung.detail, saving_s=0.0 if hung.saving else None)
+            # A checkpoint that has had its limit gets no more; one that begins now may hang as the step did.
+            self.stop(Reason.STALLED, hung.detail, saving_s=0.0 if hung.saving else self._settings.stop_grace_s)
             with suppress(ProcessLookupError):
                 os.kill(self.pid or 0, signal.SIGCONT)  # a stopped process takes no SIGTERM
 
