@@ -158,7 +158,7 @@ FAULTS: Final[tuple[tuple[str, str, Callable[[Network, Scene], Harm], dict[str, 
     (
         "F33", "200 ms +- 100 ms, 5 % resets, 64 kB/s",
         lambda network, scene: bad_line(network, scene, 0.1, 0.2, 0.05),
-        {"attempts_max": 1, "bystander": True},
+        {"attempts_max": 1},
     ),
     (
         "F33a", "slow, thin, breaking line",
