@@ -2,7 +2,7 @@
 
 Left out: what `.gitignore` and `.tracksideignore` name (in any folder, with git's rules), and what is never part of a
 program (version control, caches, environments). The walk counts sizes before anything is read, so a home directory
-submitted by mistake is refused in a moment.
+submitted by mistake is refused in a moment. What goes away meanwhile is left out, as if the walk had come later.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import stat
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
@@ -91,9 +92,11 @@ def _walk(root: Path, extra: Sequence[str]) -> Iterator[_Entry]:
     while pending:
         folder, outer = pending.pop()
         prefix = "" if folder == root else folder.relative_to(root).as_posix() + "/"
-        specs = (*outer, *_ignore_files(folder, prefix))
         try:
+            specs = (*outer, *_ignore_files(folder, prefix))
             listed = sorted(os.scandir(folder), key=lambda item: item.name)
+        except FileNotFoundError:
+            continue
         except PermissionError as error:
             raise InvalidJob(
                 f"{folder} cannot be read: change its permissions, or add it to .tracksideignore"
@@ -105,12 +108,23 @@ def _walk(root: Path, extra: Sequence[str]) -> Iterator[_Entry]:
                 continue
             if is_folder:
                 pending.append((Path(item.path), specs))
-            elif item.is_symlink():
-                yield _link(root, Path(item.path), name)
-            elif item.is_file(follow_symlinks=False):
-                status = item.stat(follow_symlinks=False)
-                executable = bool(status.st_mode & stat.S_IXUSR)
-                yield _Entry(name=name, path=Path(item.path), bytes=status.st_size, executable=executable)
+            else:
+                entry = None
+                with suppress(FileNotFoundError):
+                    entry = _entry(root, item, name)
+                if entry is not None:
+                    yield entry
+
+
+def _entry(root: Path, item: os.DirEntry[str], name: str) -> _Entry | None:
+    """What is to be packed of it; None for what is neither file nor link. Raises FileNotFoundError if it is gone."""
+    path = Path(item.path)
+    if item.is_symlink():
+        return _link(root, path, name)
+    if not item.is_file(follow_symlinks=False):
+        return None
+    status = item.stat(follow_symlinks=False)
+    return _Entry(name=name, path=path, bytes=status.st_size, executable=bool(status.st_mode & stat.S_IXUSR))
 
 
 def _spec(lines: Iterable[str]) -> GitIgnoreSpec:
@@ -165,14 +179,18 @@ def _archive(entries: Sequence[_Entry]) -> bytes:
                 archive.addfile(info)
                 continue
             content = _content(entry)
+            if content is None:
+                continue
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
     return raw.getvalue()
 
 
-def _content(entry: _Entry) -> bytes:
+def _content(entry: _Entry) -> bytes | None:
     try:
         return entry.path.read_bytes()
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise InvalidJob(
             f"{entry.name} cannot be read ({error.strerror}): mend it, or add it to .tracksideignore"

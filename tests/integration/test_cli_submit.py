@@ -87,6 +87,20 @@ def test_root_sends_a_larger_folder(world: World, project: Path) -> None:
     assert spec["program"]["target"] == "pkg/work.py"
 
 
+def test_a_home_inside_of_the_folder_is_not_sent_along(
+    bus_urls: Mapping[str, str], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKSIDE_REDIS_URL", bus_urls["submitter"])
+    (project / "state" / "jobs").mkdir(parents=True)
+    (project / "state" / "jobs" / "journal.jsonl").write_text("{}")
+    inside = World.at(project / "state", bus_urls)
+    job = inside.store.job(inside.run("submit", "train.py").out.strip())
+
+    assert job.spec.snapshot is not None
+    unpack(inside.store.snapshot(job.spec.snapshot), project.parent / "out", sha256=job.spec.snapshot)
+    assert sorted(each.name for each in (project.parent / "out").iterdir()) == ["pkg", "train.py"]
+
+
 def test_the_same_submission_again_adds_nothing_and_another_one_is_refused(world: World, project: Path) -> None:
     for _ in range(2):
         assert world.run("submit", "train.py", "--id", "run-1").out == "run-1\n"

@@ -258,8 +258,30 @@ def test_a_supervisor_that_lost_its_lease_is_refused(bus_urls: Mapping[str, str]
         old.assign("j", SLOT, push_nothing)
     assert store_is_untouched(client)
     assert Store(client, by="fresh", lease=fresh).assign("j", SLOT, push_nothing).attempt == 1
+    assert fresh.hold()
+    assert not stale.hold()
     fresh.release()
     assert stale.hold()
+
+
+def test_who_held_the_lease_and_finds_it_with_another_leaves_it_there(bus_urls: Mapping[str, str]) -> None:
+    client = connect(bus_urls["supervisor"])
+    stale, fresh = Lease(client, "stale", 5.0), Lease(client, "fresh", 5.0)
+    assert stale.hold()
+    client.delete(keys.LEADER)  # as if its time had run out while it was paused
+    assert fresh.hold()
+    assert not stale.hold(), "it took the lease of another for its own"
+    assert fresh.hold()
+    assert not stale.held
+
+
+def test_a_renewal_lengthens_the_lease(bus_urls: Mapping[str, str]) -> None:
+    client = connect(bus_urls["supervisor"])
+    lease = Lease(client, "one", 60.0)
+    assert lease.hold()
+    client.pexpire(keys.LEADER, 1000)
+    assert lease.hold()
+    assert int(client.pttl(keys.LEADER)) > 50_000
 
 
 def store_is_untouched(client: Client) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from supervisor_harness import SLOT, SPEC, TIMES, Trainer, working
 from trackside.bus import keys
 from trackside.bus.client import Client, connect
 from trackside.config import Settings
-from trackside.models import Attempt, Job, JobState, Outcome, Reason
+from trackside.models import Attempt, AttemptState, Job, JobState, Outcome, Reason
 from trackside.store import Store
 from trackside.testing import wait_until
 from trackside_supervisor.service import Supervisor
-from trackside_supervisor.watch import Loss
+from trackside_supervisor.watch import Loss, Sight, lost
 
 OF_A_LATER_VERSION = b'"of a later version"'
 
@@ -93,6 +93,68 @@ def test_what_is_asked_just_after_an_end_does_not_undo_it(
     store.end_attempt("j", 1, Outcome(reason=Reason.SUCCEEDED, detail="done"))
     (store.pause if asked == "pause" else store.cancel)("j")
     assert until(supervisor, store, "j", JobState.SUCCEEDED).attempt == 1
+
+
+def breaking(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, when: Callable[[Sight], bool]) -> list[Sight]:
+    """Let the supervisor's connection break behind its first look of that kind; that look, once it was there."""
+    look, broken = supervisor._look, list[Sight]()
+
+    def breaks() -> Sight:
+        sight = look()
+        if not broken and when(sight):
+            broken.append(sight)
+            supervisor._client.connection_pool.disconnect()
+        return sight
+
+    monkeypatch.setattr(supervisor, "_look", breaks)
+    return broken
+
+
+def test_a_connection_that_breaks_in_a_round_costs_no_other_round(
+    client: Client, store: Store, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line that breaks every few seconds would let no round end."""
+    claimed(supervisor, store, Trainer(client, {}), "j")
+    store.end_attempt("j", 1, Outcome(reason=Reason.SUCCEEDED, detail="done"))
+    broken = breaking(supervisor, monkeypatch, lambda _: True)
+    supervisor.tick()
+    assert broken
+    assert store.job("j").state is JobState.SUCCEEDED
+
+
+def test_a_server_that_lost_records_while_the_connection_broke_in_a_round_is_decided_about_in_the_next(
+    client: Client, store: Store, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed(supervisor, store, Trainer(client, {}), "j")
+    store.end_attempt("j", 1, Outcome(reason=Reason.SUCCEEDED, detail="done"))
+    breaking(supervisor, monkeypatch, lambda _: bool(client.delete(keys.EVENTS)))
+    supervisor.tick()
+    assert store.job("j").state is JobState.RUNNING
+    assert until(supervisor, store, "j", JobState.SUCCEEDED).attempt == 1
+
+
+def test_nobody_is_taken_for_lost_by_what_was_seen_before_the_connection_broke(
+    client: Client, store: Store, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed(supervisor, store, Trainer(client, {}), "j")
+
+    def silent(sight: Sight) -> bool:
+        return lost(store.job("j"), store.attempt("j", 1), sight, supervisor._limits) is not None
+
+    broken = breaking(supervisor, monkeypatch, silent)
+
+    def judged() -> bool:
+        supervisor.tick()
+        return bool(broken)
+
+    wait_until(judged, 20, "the silent worker was not seen")
+    assert store.attempt("j", 1).state is AttemptState.RUNNING
+
+    def ended() -> bool:
+        supervisor.tick()
+        return store.attempt("j", 1).state is AttemptState.ENDED
+
+    wait_until(ended, 20, "nor was it by a look of its own")
 
 
 @pytest.mark.parametrize("before", ["gone", "of a later version"])

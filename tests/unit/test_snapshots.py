@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from trackside import snapshots
 from trackside.errors import InvalidJob
 from trackside.snapshots import Snapshot, pack, unpack
 
@@ -85,6 +88,28 @@ def test_what_is_never_part_of_a_program_stays_out_whatever_an_ignore_file_says(
     }
     root = write(tmp_path, {"train.py": "", ".gitignore": "!.git/\n!*.pyc\n", **junk})
     assert names(pack(root, max_bytes=LIMIT)) == [".gitignore", "train.py"]
+
+
+def test_what_goes_away_while_the_folder_is_packed_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder is alive: caches and half-written files come and go in it."""
+    root = write(tmp_path, {"train.py": "x", "cache/x.tmp": "x", "half.tmp": "x", "late.tmp": "x"})
+    listed, packed = os.scandir, snapshots._archive
+
+    def going(folder: Path) -> list[os.DirEntry[str]]:
+        found = list(listed(folder))
+        if Path(folder) == root:
+            (root / "cache" / "x.tmp").unlink()
+            (root / "cache").rmdir()
+            (root / "half.tmp").unlink()
+        return found
+
+    def later(entries: Sequence[Any]) -> bytes:
+        (root / "late.tmp").unlink()
+        return packed(entries)
+
+    monkeypatch.setattr(os, "scandir", going)
+    monkeypatch.setattr(snapshots, "_archive", later)
+    assert names(pack(root, max_bytes=LIMIT)) == ["train.py"]
 
 
 def test_more_patterns_can_be_given(tmp_path: Path) -> None:

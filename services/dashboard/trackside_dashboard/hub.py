@@ -276,7 +276,7 @@ class Hub:
 
     def _read_beats(self, client: Client) -> None:
         self._at_ms, self._deadlines = beats.deadlines(client)
-        self._beats = beats.read(client)
+        self._beats = beats.read(client, list(self._deadlines))
         store = Store(client, by="dashboard")
         self._slots = store.slots()
         self._breakers = store.breakers(slot.id for slot in self._slots)

@@ -102,8 +102,8 @@ class Keeper:
 
     def _compare(self) -> Verdict:
         ledger = self._ledger = self._ledger or Ledger.open(self._folder)
-        look = self._look(ledger)
-        while not self.sure:
+        look = None
+        while look is None or not self.sure:
             self._compared = self._connections.made
             look = self._look(ledger)
         verdict = older.judge(look)

@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from contextlib import suppress
+from dataclasses import replace
 from types import FrameType
 
 from trackside import logs
@@ -35,6 +36,7 @@ from trackside_supervisor.watch import Limits, Sight, lost
 
 LEADS = "leads"  # the note by which a leader says that from here on it decides
 _FORGET_S = 600.0  # `ps` shows the silent for this long
+_TRIES = 2  # of a job in one round; the second where the connection broke in the first
 _RESYNC_S = 1.0  # a full read of the live jobs, in case an event was missed
 
 
@@ -61,7 +63,7 @@ class Supervisor:
         self._ended: dict[str, JobState] = {}  # of jobs that others wait for; a terminal state stays
         self._cursor: str | None = None
         self._started_at_ms = self._clock.wall_ms()
-        self._beat_due_s = self._lease_due_s = self._resync_due_s = self._tend_due_s = 0.0
+        self._beat_due_s = self._lease_due_s = self._resync_due_s = self._tend_due_s = self._forget_due_s = 0.0
         self._sight = ClearSight(settings.beat_ttl_s, settings.silent_margin_s)
         self._leads_anew = False  # and has not said so yet
         self._stop = False
@@ -101,7 +103,7 @@ class Supervisor:
             self._keeper.forget()
             return
         try:
-            self._compare(now_s)
+            self._compare()
         except Conflict as error:
             self._log.warning("act_refused", error=str(error))
             return
@@ -117,20 +119,28 @@ class Supervisor:
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
-    def _compare(self, now_s: float) -> None:
-        """See that the server has all that it had; after a rebuild everybody is heard out before silence is judged."""
+    def _compare(self) -> bool:
+        """See that the server has all that it had; after a rebuild everybody is heard out before silence is judged.
+
+        False: it had less, so what was read before does not stand.
+        """
         verdict = self._keeper.settle()
         if self._leads_anew:
             here("before leads")
             self._store.tell(LEADS, host=self._host, pid=os.getpid(), ledger="new" if self._keeper.is_new else "kept")
             self._leads_anew = False
         if verdict is None:
-            return
+            return True
         if verdict is Verdict.OLDER:
             self._cursor = None
             self._sight.blind(self._clock.monotonic_s())
         if verdict is Verdict.OLDER or self._keeper.is_new:
             self._standstill.look_at_disk()
+        return verdict is not Verdict.OLDER
+
+    def _sure(self) -> bool:
+        """Whether what was read stands; a connection that is a new one is compared first, so that no round is lost."""
+        return self._keeper.sure or self._compare()
 
     def _renew(self, now_s: float) -> bool:
         if now_s < self._lease_due_s:
@@ -147,8 +157,10 @@ class Supervisor:
         if now_s < self._beat_due_s:
             return
         self._beat_due_s = now_s + self._settings.beat_s
-        if leads:
-            beats.forget(self._client, silent_s=_FORGET_S / self._settings.scale)
+        if leads and now_s >= self._forget_due_s:
+            silent_s = _FORGET_S / self._settings.scale
+            self._forget_due_s = now_s + silent_s / 10
+            beats.forget(self._client, silent_s=silent_s)
         beat = Beat(
             role=Role.SUPERVISOR, name=self._name, host=self._host, pid=os.getpid(), started_at_ms=self._started_at_ms,
             at_ms=0, leader=leads,
@@ -179,7 +191,7 @@ class Supervisor:
 
     def _look(self) -> Sight:
         now_ms, deadlines = beats.deadlines(self._client)
-        found = beats.read(self._client)
+        found = beats.read(self._client, list(deadlines))
         # Once more, behind the answers: a lid may have been shut since this round began, and no read has failed of it.
         now_s = self._clock.monotonic_s()
         self._sight.check(now_s)
@@ -193,17 +205,17 @@ class Supervisor:
         for job in [job for job in self._jobs.values() if job.id not in standing]:
             if not self._renew(self._clock.monotonic_s()):  # on a slow line a round outlasts the lease
                 return
-            try:
-                self._jobs[job.id] = self._settle(job, sight)
-            except NotFound as error:
-                self._jobs.pop(job.id, None)
-                self._log.warning("job_skipped", job=job.id, error=str(error))
-            except TracksideError as error:
-                # One record that cannot be read is no reason to stop for all.
-                if isinstance(error, BusError) and not isinstance(error, DecodeError):
-                    raise
-                self._log.warning("job_skipped", job=job.id, error=str(error))
+            for _ in range(_TRIES):
+                if not self._keeper.sure:
+                    if not self._compare():
+                        return
+                    sight = replace(sight, clear=False)  # by what was seen before the break nobody is taken for lost
+                self._settle_one(job, sight)
+                if self._keeper.sure:
+                    break
         self._jobs = {job_id: job for job_id, job in self._jobs.items() if not job.state.terminal}
+        if not self._sure():
+            return
         if self._clock.monotonic_s() >= self._tend_due_s:
             self._tend_due_s = self._clock.monotonic_s() + _RESYNC_S
             slots = self._store.slots()
@@ -211,6 +223,18 @@ class Supervisor:
                 self._jobs[job.id] = job
             self._keeper.take_slots(slots, self._actions.breakers.values())
         self._place(standing)
+
+    def _settle_one(self, job: Job, sight: Sight) -> None:
+        """One record that cannot be read is no reason to stop for all."""
+        try:
+            self._jobs[job.id] = self._settle(job, sight)
+        except NotFound as error:
+            self._jobs.pop(job.id, None)
+            self._log.warning("job_skipped", job=job.id, error=str(error))
+        except TracksideError as error:
+            if isinstance(error, BusError) and not isinstance(error, DecodeError):
+                raise
+            self._log.warning("job_skipped", job=job.id, error=str(error))
 
     def _settle(self, job: Job, sight: Sight) -> Job:
         """Bring one job as far as this look allows."""

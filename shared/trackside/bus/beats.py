@@ -7,7 +7,7 @@ events, which come late when many keys have a TTL.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final, cast
 
@@ -74,9 +74,10 @@ def deadlines(client: Client) -> tuple[int, dict[str, int]]:
     return seconds * 1000 + micros // 1000, {member.decode(): int(score) for member, score in scores}
 
 
-def read(client: Client) -> dict[str, Beat | None]:
-    """Every known process by `<role>:<name>`; None where its beat has expired or cannot be read."""
-    members = [member.decode() for member in cast(list[bytes], client.zrange(keys.DEADLINES, 0, -1))]
+def read(client: Client, members: Sequence[str] | None = None) -> dict[str, Beat | None]:
+    """These processes, or every known one, by `<role>:<name>`; None where its beat has expired or cannot be read."""
+    if members is None:
+        members = [member.decode() for member in cast(list[bytes], client.zrange(keys.DEADLINES, 0, -1))]
     if not members:
         return {}
     raw = cast(list[bytes | None], client.mget([keys.beat(*member.split(":", 1)) for member in members]))

@@ -141,14 +141,14 @@ class Pipeline(RedisPipeline):
     def reset(self) -> None:  # type: ignore[override]  # redis-py's own differs from its base in the same way
         """Let go of the connection; whatever happens to it, the caller's own result stands."""
         connection: Any = self.connection
-        if self.watching and connection is not None:
+        if self.watching and connection is not None and connection.is_connected:  # a new one would watch nothing
             try:
                 with bus_errors():
                     connection.send_command("UNWATCH")
                     connection.read_response()
             except (BusError, redis.ResponseError):
                 connection.disconnect()  # which forgets what was watched, too
-            self.watching = False
+        self.watching = False
         super().reset()
 
     def __enter__(self) -> Pipeline:

@@ -149,7 +149,9 @@ def _pack(settings: Settings, found: Found, spec: JobSpec) -> tuple[JobSpec, byt
         return replace(spec, program=found.program), None
     from trackside.snapshots import pack
 
-    snapshot = pack(found.root, max_bytes=settings.snapshot_max_bytes)
+    home = settings.home.resolve()
+    own = [f"/{home.relative_to(found.root)}/"] if found.root in home.parents else []
+    snapshot = pack(found.root, max_bytes=settings.snapshot_max_bytes, extra_ignores=own)
     say(f"sending {snapshot.files} files of {found.root} ({size(len(snapshot.data))} packed)")
     return replace(spec, program=found.program, snapshot=snapshot.sha256), snapshot.data
 
