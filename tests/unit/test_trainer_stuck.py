@@ -125,11 +125,11 @@ def test_what_an_attempt_leaves_behind_is_noted_by_its_worker(
         run.pid, run.pidfd = ended.pid, os.pidfd_open(ended.pid)
         run._on_exit()
         ended.returncode = 0  # it was waited for
-    assert run.phase.value == "clearing", "its worker would not beat while it waits"
+    assert run.stage.value == "clearing", "its worker would not beat while it waits"
     assert StuckGate(tmp_path, SLOT.id).passes(), "it may still go"
     run._clear_until_s = 0.0
     run.tick(Patience())
-    assert run.phase.value == "draining"
+    assert run.stage.value == "draining"
     assert not StuckGate(tmp_path, SLOT.id).passes()
 
 

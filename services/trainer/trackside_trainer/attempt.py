@@ -52,7 +52,7 @@ BACKUP: Final = (
 )
 
 
-class Phase(Enum):
+class Stage(Enum):
     RUNNING = "running"
     CLEARING = "clearing"  # the process has ended, and what descends from it not yet
     DRAINING = "draining"
@@ -64,7 +64,7 @@ class AttemptRun:
 
     def __init__(self, settings: Settings, store: Store, slot: Slot, job: Job, *, seen_by: str) -> None:
         self.job_id, self.number = job.id, job.attempt
-        self.phase = Phase.RUNNING
+        self.stage = Stage.RUNNING
         self.outcome: Outcome | None = None
         self.pid: int | None = None
         self.pidfd: int | None = None
@@ -162,7 +162,7 @@ class AttemptRun:
     def _end_unstarted(self, outcome: Outcome) -> bool:
         self._log.warning("attempt_not_started", reason=outcome.reason.value, detail=outcome.detail)
         self.outcome = replace(outcome, ran_ms=0)
-        self.phase = Phase.DRAINING
+        self.stage = Stage.DRAINING
         return True
 
     @property
@@ -178,11 +178,11 @@ class AttemptRun:
 
     def tick(self, bus: Patience) -> None:
         """Do what is due now; never waits longer than one command of the bus takes."""
-        if self.phase is Phase.CLEARING:
+        if self.stage is Stage.CLEARING:
             self._clear()
-        if self.phase is Phase.RUNNING and self._has_exited():
+        if self.stage is Stage.RUNNING and self._has_exited():
             self._on_exit()
-        if self.phase is Phase.RUNNING:
+        if self.stage is Stage.RUNNING:
             self._keep_time()
             self._keep_watch()
         try:
@@ -193,8 +193,8 @@ class AttemptRun:
             self.stop(Reason.FENCED)
         except (NotFound, ServerBehind) as error:  # training goes on; what is to be told waits, also after its end
             self._wait_for_records(error.message)
-        if self._asking.reason is Reason.FENCED and self.phase is Phase.DRAINING:
-            self.phase = Phase.DONE
+        if self._asking.reason is Reason.FENCED and self.stage is Stage.DRAINING:
+            self.stage = Stage.DONE
 
     def _wait_for_records(self, why: str) -> None:
         now_s = time.monotonic()
@@ -205,7 +205,7 @@ class AttemptRun:
 
     def _talk(self, bus: Patience) -> None:
         now_s = time.monotonic()
-        if self.phase is Phase.RUNNING:
+        if self.stage is Stage.RUNNING:
             if now_s >= self._next_control_s:
                 self._next_control_s = now_s + self._settings.control_poll_s
                 bus.call(self._look_at_job)
@@ -214,7 +214,7 @@ class AttemptRun:
                 bus.call(self._ship)
             if self._notes:
                 bus.call(self._tell_notes)
-        elif self.phase is Phase.DRAINING and self._closing.known() and bus.call(self._ship) is False:
+        elif self.stage is Stage.DRAINING and self._closing.known() and bus.call(self._ship) is False:
             bus.call(self._report)
 
     def _ship(self) -> bool:
@@ -313,7 +313,7 @@ class AttemptRun:
         self.pidfd = None
         self._asking.ended()
         self._clear_until_s = time.monotonic() + _KILL_LIMIT_S
-        self.phase = Phase.CLEARING
+        self.stage = Stage.CLEARING
         self._clear()
 
     def _clear(self) -> None:
@@ -324,12 +324,12 @@ class AttemptRun:
         processes.reap()
         stuck.note(self._settings.home, self._slot.id, left)
         self._closing.look_at_gpu(asked=self._asking.heard is not None)
-        self.phase = Phase.DRAINING
+        self.stage = Stage.DRAINING
 
     def _report(self) -> None:
         outcome = self.outcome or self._closing.outcome(self._page, self._asking)
         self._store.end_attempt(self.job_id, self.number, outcome)
-        self.outcome, self.phase = outcome, Phase.DONE
+        self.outcome, self.stage = outcome, Stage.DONE
         self._log.info("attempt_ended", reason=outcome.reason.value, detail=outcome.detail, step=outcome.last_step)
 
     # -- what others see -------------------------------------------------------------------------------------------
@@ -351,4 +351,4 @@ class AttemptRun:
         """What a beat tells about the attempt."""
         if self._page is None:
             return {}
-        return {"attempt_pid": self.pid, **self._vitals.look(self._page, running=self.phase is Phase.RUNNING)}
+        return {"attempt_pid": self.pid, **self._vitals.look(self._page, running=self.stage is Stage.RUNNING)}

@@ -21,7 +21,7 @@ from trackside.models import AttemptState, Beat, Job, Reason, Role, Slot
 from trackside.sdk import disk
 from trackside.store import Store
 from trackside_trainer import slotfiles
-from trackside_trainer.attempt import BACKUP, COMPLAIN_S, AttemptRun, Phase
+from trackside_trainer.attempt import BACKUP, COMPLAIN_S, AttemptRun, Stage
 from trackside_trainer.diskgate import DiskGate
 from trackside_trainer.folders import newest_attempt
 from trackside_trainer.gpugate import Gate
@@ -93,7 +93,7 @@ class Work:
             return True
         # The process has ended, and the server does not take the report: the next agent will make it.
         overdue = self._stop_by_s is not None and time.monotonic() > self._stop_by_s
-        return overdue and self._run.phase is not Phase.RUNNING
+        return overdue and self._run.stage is not Stage.RUNNING
 
     def _heed_signals(self) -> None:
         if self._stopping:
@@ -188,10 +188,10 @@ class Work:
         poll = select.poll()
         if run.pidfd is not None:
             poll.register(run.pidfd, select.POLLIN)
-        if run.phase is Phase.RUNNING or self._bus.away:
+        if run.stage is Stage.RUNNING or self._bus.away:
             poll.poll(max(1, int(1000 * min(self._settings.ship_s, self._settings.beat_s))))
         run.tick(self._bus)
-        if run.phase is Phase.DONE:
+        if run.stage is Stage.DONE:
             self._finish(run)
 
     def _wait_for_records(self, job_id: str, why: str) -> None:
