@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Final, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from trackside.bus import keys, streams
-from trackside.bus.client import Client, Pipeline, WatchError
-from trackside.bus.leases import Lease
+from trackside.bus.client import Pipeline, WatchError
 from trackside.codec import decode_fields, encode_fields
-from trackside.errors import Conflict, DecodeError, NotFound
+from trackside.errors import NotFound
 from trackside.models import Breaker, Event, EventKind, Slot
+from trackside.records import Records, decoded, replace_hash
 
 T = TypeVar("T")
-_TRIES: Final = 50  # of one optimistic change; each loss means that another writer won
 
 
-class SlotStore:
-    """Slots on the bus. `by` names the writer in the history (role:name)."""
-
-    def __init__(self, client: Client, *, by: str, lease: Lease | None = None) -> None:
-        self.client = client
-        self._by = by
-        self._lease = lease
+class SlotStore(Records):
+    """Slots and their circuit breakers on the bus."""
 
     def slots(self) -> list[Slot]:
         """Every registered slot, by id."""
@@ -79,8 +73,7 @@ class SlotStore:
         key, breaker = keys.slot(slot_id), keys.breaker(slot_id)
 
         def turn(pipe: Pipeline) -> Slot:
-            pipe.watch(breaker)
-            raw, there, now = self.look(pipe, key, ("HGETALL", key), ("EXISTS", breaker))
+            raw, there, now = self.look(pipe, key, ("HGETALL", key), ("EXISTS", breaker), beside=(breaker,))
             if not raw:
                 raise NotFound(f"no slot {slot_id!r}: `trackside slots` lists them", slot=slot_id)
             slot, broken = decode_fields(Slot, raw), there and not cordoned
@@ -155,54 +148,3 @@ class SlotStore:
             except WatchError:
                 return False
         return True
-
-    def look(self, pipe: Pipeline, key: str, *reads: tuple[str, ...]) -> list[Any]:
-        """Begin a change of `key`: what `reads` answer and the server's time in ms, in one round trip.
-
-        Raises Conflict where a lease is to be held and is not.
-        """
-        lease = self._lease
-        guard = () if lease is None else (lease.read,)
-        watched = (key,) if lease is None else (key, lease.read[1])
-        *answers, (seconds, micros) = pipe.look(watched, *guard, *reads, ("TIME",))
-        if lease is not None:
-            lease.guard(answers.pop(0))
-        return [*answers, seconds * 1000 + micros // 1000]
-
-    def until_undisturbed(self, turn: Callable[[Pipeline], T], what: str, **facts: Any) -> T:
-        """Run one optimistic change, which looks, writes and executes, until no other writer comes in between.
-
-        `turn` may run several times. Raises Conflict where somebody always does; `what` and `facts` name the record.
-        """
-        for _ in range(_TRIES):
-            with self.client.pipeline() as pipe:
-                try:
-                    return turn(pipe)
-                except WatchError:
-                    continue
-        raise Conflict(f"{what} is being written by others without a pause: try again", **facts)
-
-    def hashes(self, names: Iterable[str]) -> list[dict[bytes, bytes]]:
-        """These hashes as they are, in one round trip."""
-        with self.client.pipeline(transaction=False) as pipe:
-            for name in names:
-                pipe.hgetall(name)
-            return cast(list[dict[bytes, bytes]], pipe.execute())
-
-
-def replace_hash(pipe: Pipeline, key: str, record: Any) -> None:
-    """Put a whole record into the transaction that `pipe` has open, and nothing of what stood there."""
-    pipe.delete(key)
-    pipe.hset(key, mapping=cast(Any, encode_fields(record)))
-
-
-def decoded(kind: type[T], hashes: list[dict[bytes, bytes]]) -> list[T]:
-    """The records in these hashes; one that is gone or cannot be read is left out."""
-    found: list[T] = []
-    for raw in hashes:
-        if raw:
-            try:
-                found.append(decode_fields(kind, raw))
-            except DecodeError:
-                continue
-    return found
