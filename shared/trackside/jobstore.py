@@ -15,9 +15,10 @@ from trackside.bus import keys, streams
 from trackside.bus.client import Pipeline
 from trackside.codec import decode_fields
 from trackside.errors import BusDenied, Fenced, IllegalTransition, NotFound, ServerBehind
-from trackside.models import Attempt, Event, EventKind, Job, JobState
+from trackside.models import Attempt, Breaker, Event, EventKind, Job, JobState
+from trackside.records import decoded, replace_hash
 from trackside.retry import at_once
-from trackside.slotstore import SlotStore, decoded, replace_hash
+from trackside.slotstore import SlotStore
 
 _PART_BYTES: Final = 256 * 1024
 
@@ -95,6 +96,17 @@ class JobStore(SlotStore):
         """
         return at_once(lambda: self._change(job_id, None, lambda job, _, now: decide(job, now)))
 
+    def change_with_breaker(
+        self, job_id: str, slot_id: str, decide: Callable[[Job, Breaker, int], Change | None]
+    ) -> Job:
+        """`change` for a decision about a slot's breaker too, which nobody moves while it is made."""
+
+        def turn(job: Job, raw: dict[bytes, bytes], now: int) -> Change | None:
+            found = decoded(Breaker, [raw])
+            return decide(job, found[0] if found else Breaker(slot=slot_id), now)
+
+        return at_once(lambda: self._change(job_id, keys.breaker(slot_id), turn))
+
     def _change_attempt(self, job_id: str, number: int, decide: Callable[[Job, Attempt, int], Change | None]) -> Job:
         """`change` for the holder of an attempt: raises Fenced when it is not the job's newest."""
 
@@ -106,16 +118,17 @@ class JobStore(SlotStore):
                 )
             return decide(job, _attempt(job_id, number, raw), now)
 
-        return at_once(lambda: self._change(job_id, number, turn))
+        return at_once(lambda: self._change(job_id, keys.attempt(job_id, number), turn))
 
     def _change(
-        self, job_id: str, number: int | None, decide: Callable[[Job, dict[bytes, bytes], int], Change | None]
+        self, job_id: str, other: str | None, decide: Callable[[Job, dict[bytes, bytes], int], Change | None]
     ) -> Job:
-        key = keys.job(job_id)
-        reads = [("HGETALL", key), *([("HGETALL", keys.attempt(job_id, number))] if number is not None else [])]
+        """`other`: the key of a record that the decision looks at too."""
+        key, beside = keys.job(job_id), () if other is None else (other,)
+        reads = [("HGETALL", each) for each in (key, *beside)]
 
         def turn(pipe: Pipeline) -> Job:
-            raw, *more, now = self.look(pipe, key, *reads)
+            raw, *more, now = self.look(pipe, key, *reads, beside=beside)
             if not raw:
                 raise NotFound(f"no job {job_id!r}: `trackside ls` lists the jobs", job=job_id)
             job = decode_fields(Job, raw)

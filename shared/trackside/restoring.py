@@ -14,7 +14,7 @@ from trackside.bus import keys, streams
 from trackside.bus.client import Pipeline
 from trackside.codec import decode_fields, encode
 from trackside.models import Attempt, Event, Job
-from trackside.slotstore import decoded, replace_hash
+from trackside.records import decoded, replace_hash
 from trackside.store import Store
 
 _LAST: Final = ("+", "-", "COUNT", "1")

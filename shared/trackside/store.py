@@ -1,7 +1,7 @@
 """Jobs, attempts and slots on the bus: one class for all that reads and changes them, and here the life of an attempt.
 
 The records are written here and below (`jobcontrol.py`, `jobstore.py`, `slotstore.py`), by `restoring.py` where a
-server lost them, and nowhere else.
+server lost them, and nowhere else; all of them in the one way that `records.py` has.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ from trackside.bus.leases import Lease
 from trackside.config import Settings
 from trackside.errors import Conflict, NotFound
 from trackside.models import Attempt, AttemptState, Breaker, Job, Slot
+from trackside.records import decoded
 from trackside.restoring import Wanted, held
-from trackside.slotstore import decoded
 from trackside.store import Store
 from trackside_supervisor import older
 from trackside_supervisor.crashpoints import here

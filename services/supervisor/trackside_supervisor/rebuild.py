@@ -16,8 +16,8 @@ from trackside.bus.client import Client, Pipeline
 from trackside.codec import decode_fields
 from trackside.errors import Conflict, IllegalTransition, NotFound
 from trackside.models import Breaker, Event, EventKind, Slot
+from trackside.records import replace_hash
 from trackside.restoring import Held, Written, put_back
-from trackside.slotstore import replace_hash
 from trackside.store import Store
 from trackside_supervisor import older
 from trackside_supervisor.crashpoints import here
