@@ -14,14 +14,15 @@ from chaos.proxy import Proxy
 from trackside.bus import beats, keys, streams
 from trackside.bus.client import Client, bus_errors, check_writes, connect, now_ms, with_password
 from trackside.errors import BusUnavailable
-from trackside.models import Beat, EventKind, JobSpec, Program, Role
+from trackside.models import Beat, EventKind, JobSpec, Program, Role, Slot
 from trackside.secretfiles import read_password
 from trackside.server import EmbeddedServer
-from trackside.store import Store
+from trackside.store import Change, Store
 from trackside.testing import wait_until
 
 BEAT: Final = Beat(role=Role.WORKER, name="w1", host="h", pid=1, started_at_ms=1, at_ms=0)
 SPEC: Final = JobSpec(program=Program(kind="script", target="a.py"))
+SLOT: Final = Slot(id="h-cpu0", host="h", kind="cpu", storage="disk")
 
 
 @pytest.fixture
@@ -65,7 +66,10 @@ def test_on_a_bad_line_every_round_trip_counts(
     store = Store(client, by="cli:test")
     assert trips(client.ping) == 2  # one to greet, one to ask
     assert trips(lambda: store.submit("trips-1", "trips", SPEC)) == 2
+    assert trips(lambda: store.change_with_breaker("trips-1", SLOT.id, lambda job, *_: Change(job=job))) == 2
     assert trips(lambda: store.cancel("trips-1")) == 2
+    store.register_slot(SLOT)
+    assert trips(lambda: store.cordon(SLOT.id, cordoned=True)) == 2
     beats.publish(client, BEAT, 4.0)
     assert trips(lambda: beats.publish(client, BEAT, 4.0)) == 1
 

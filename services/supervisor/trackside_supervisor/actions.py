@@ -122,13 +122,12 @@ class Actions:
         return ended
 
     def conclude(self, job: Job, attempt: Attempt, previous: Attempt | None) -> Job:
-        """Decide what becomes of a job whose newest attempt has ended, and write it with its inputs."""
+        """Decide what becomes of a job whose newest attempt has ended, and of its slot's breaker, from one look."""
         made: list[Decision] = []
-        before = self._store.breakers([attempt.slot]).get(attempt.slot, Breaker(slot=attempt.slot))
         reason = attempt.outcome.reason if attempt.outcome else Reason.LOST
-        after = before
+        after = Breaker(slot=attempt.slot)
 
-        def turn(now_job: Job, now_ms: int) -> Change | None:
+        def turn(now_job: Job, before: Breaker, now_ms: int) -> Change | None:
             nonlocal after
             made.clear()
             after = before
@@ -158,7 +157,7 @@ class Actions:
             return change if after == before else self._with_breaker(change, before, after, inputs)
 
         here("before conclude")
-        concluded = self._store.change(job.id, turn)
+        concluded = self._store.change_with_breaker(job.id, attempt.slot, turn)
         here("after conclude")
         self.breakers[attempt.slot] = after
         for decision in made:
