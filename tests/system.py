@@ -14,13 +14,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from trackside import launcher
 from trackside.bus import beats, streams
 from trackside.bus.client import Client, connect, now_ms, without_password
 from trackside.config import Settings
 from trackside.models import Attempt, Beat, Event, Job, Role
+from trackside.server import client_url
 from trackside.store import Store
 from trackside.testing import wait_until
+from trackside.upfile import running
 
 # A real training whose every step depends on the one before and on the random state.
 TRAIN = """
@@ -61,7 +62,7 @@ class System:
         self.process = process
         self.env = env
         self.settings = Settings.from_environ(env)
-        self.client: Client = connect(launcher.client_url(self.settings, "submitter"))
+        self.client: Client = connect(client_url(self.settings, "submitter"))
         self.store = Store(self.client, by="cli:test")
 
     def cli(self, *words: str, code: int = 0) -> str:
@@ -150,7 +151,7 @@ def running_system(home: Path, *options: str, **settings: str) -> Iterator[Syste
 
         def ready() -> bool:
             assert process.poll() is None, f"trackside up ended:\n{(home / 'up.log').read_text()}"
-            return launcher.running(Settings.from_environ(env)) is not None
+            return running(Settings.from_environ(env)) is not None
 
         wait_until(ready, 60.0, f"trackside up was not ready; see {home / 'up.log'}")
         yield System(home, process, env)
@@ -165,7 +166,7 @@ def running_system(home: Path, *options: str, **settings: str) -> Iterator[Syste
 @contextmanager
 def another_host(system: System, home: Path, name: str) -> Iterator[None]:
     """A trainer of another host on the same bus; it shares the checkpoints if the system's data folder is set."""
-    url = without_password(launcher.client_url(system.settings, "trainer"))
+    url = without_password(client_url(system.settings, "trainer"))
     env = {**system.env, "TRACKSIDE_HOME": str(home), "TRACKSIDE_HOST": name, "TRACKSIDE_REDIS_URL": url}
     env["TRACKSIDE_REDIS_PASSWORD_FILE"] = str(system.home / "secrets" / "trainer")
     command = [sys.executable, "-m", "trackside", "trainer", "--slots", "cpu:1"]

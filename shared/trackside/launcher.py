@@ -9,31 +9,29 @@ Services get SIGTERM from the kernel if the launcher itself is killed, so nothin
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Final
 
-from trackside import logs, retry
+from trackside import logs, retry, upfile
 from trackside.bus import beats
 from trackside.bus.client import Client, connect, service_url, without_password
 from trackside.config import PREFIX, Settings
 from trackside.errors import BusError, ServerError, TracksideError
 from trackside.homelock import HomeLock
 from trackside.models import Beat, Role
-from trackside.processes import become_subreaper, boot, descendants, die_with_parent, is_same, kill, start_time
-from trackside.secretfiles import private_dir, write_private
-from trackside.server import EmbeddedServer, url_for
+from trackside.processes import become_subreaper, descendants, kill
+from trackside.secretfiles import private_dir
+from trackside.server import EmbeddedServer
+from trackside.serviceprocess import Service
 
 _STOP_MARGIN_S: Final = 5.0  # a service gets its own grace and this before SIGKILL
 _START_LIMIT_S: Final = 60.0
@@ -49,39 +47,6 @@ class Ready:
     server: str  # which server, or the given URL without its password
     rq_url: str | None  # for `rq info --url`; None where the server is not ours
     dashboard_url: str | None
-
-
-@dataclass(kw_only=True, slots=True)
-class Service:
-    """One service as the launcher sees it."""
-
-    name: str
-    argv: list[str]
-    env: dict[str, str]
-    log_path: Path
-    grace_s: float
-    process: subprocess.Popen[bytes] | None = None
-    pidfd: int = -1
-    deaths_s: list[float] = field(default_factory=list)
-    start_at_s: float = 0.0
-
-    def start(self) -> None:
-        parent = os.getpid()
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.argv, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                preexec_fn=lambda: die_with_parent(signal.SIGTERM, parent),  # noqa: PLW1509 -- we run one thread
-            )  # fmt: skip
-        self.pidfd = os.pidfd_open(self.process.pid)
-
-    def ended(self) -> int | None:
-        """The exit status of a process that has ended since the last look."""
-        if self.process is None or self.process.poll() is None:
-            return None
-        status = self.process.returncode
-        os.close(self.pidfd)
-        self.process, self.pidfd = None, -1
-        return status
 
 
 class Launcher:
@@ -169,7 +134,7 @@ class Launcher:
                 status = service.ended()
                 if status is not None:
                     raise ServerError(
-                        f"the {service.name} ended with status {status} while starting:\n{_tail(service.log_path)}"
+                        f"the {service.name} ended with status {status} while starting:\n{service.log_end()}"
                     )
             if time.monotonic() > deadline:
                 raise ServerError(f"not everything served within {_START_LIMIT_S:g} s: see {self._home / 'logs'}")
@@ -201,9 +166,7 @@ class Launcher:
             server, rq_url = without_password(service_url(self._settings)), None
         dashboard = None if self._port is None else f"http://{self._settings.dashboard_host}:{self._port}"
         ready = Ready(home=self._home, server=server, rq_url=rq_url, dashboard_url=dashboard)
-        pid = os.getpid()
-        facts = {"pid": pid, "started": start_time(pid), "boot": boot(), "server": server, "dashboard_url": dashboard}
-        write_private(self._home / "run" / "up.json", json.dumps(facts))
+        upfile.write(self._home, server=server, dashboard_url=dashboard)
         return ready
 
     # -- watch -----------------------------------------------------------------------------------------------------
@@ -278,7 +241,7 @@ class Launcher:
 
     def _stop(self) -> None:
         for service in sorted(self._services, key=lambda each: _STOP_ORDER.index(each.name)):
-            _end(service, hurry=lambda: self._signals > 1)
+            service.stop(hurry=lambda: self._signals > 1)
         if self._client is not None:
             try:
                 beats.retire(self._client, Role.LAUNCHER, f"{self._host}-{os.getpid()}")
@@ -289,8 +252,7 @@ class Launcher:
             self._server.stop()
         kill(descendants(os.getpid()))
         _reap()
-        with suppress(OSError):  # what it says of a process that has ended is not believed
-            (self._home / "run" / "up.json").unlink(missing_ok=True)
+        upfile.remove(self._home)
 
 
 _STOP_ORDER: Final = ("dashboard", "trainer", "supervisor")
@@ -302,73 +264,12 @@ def up(settings: Settings, *, slots: str, dashboard: bool, on_ready: Callable[[R
     return Launcher(settings, slots=slots, dashboard=dashboard).run(on_ready)
 
 
-def down(settings: Settings, *, limit_s: float = 90.0) -> int | None:
-    """Stop what runs for this home and wait for its end; the pid that was stopped, None if nothing ran."""
-    facts = running(settings)
-    if facts is None:
-        return None
-    pid = int(facts["pid"])
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return None
-    if not _is_it(settings, facts):  # asked again, since from here on the descriptor names one process only
-        os.close(pidfd)
-        return None
-    signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-    ended, _, _ = select.select([pidfd], [], [], limit_s)
-    os.close(pidfd)
-    if not ended:
-        raise ServerError(f"process {pid} did not stop within {limit_s:g} s: look at {settings.home / 'logs'}")
-    return pid
-
-
-def running(settings: Settings) -> dict[str, Any] | None:
-    """What `trackside up` of this home wrote about itself, None if none runs.
-
-    A launcher that was killed leaves its file behind, and the kernel gives its pid to somebody else one day.
-    """
-    try:
-        facts = json.loads((settings.home / "run" / "up.json").read_text(encoding="utf-8"))
-        return dict(facts) if _is_it(settings, facts) else None
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
-
-
-def _is_it(settings: Settings, facts: Mapping[str, Any]) -> bool:
-    """Whether the launcher that wrote these facts runs; one of an earlier version wrote no start time, but has a lock.
-
-    Its pid alone is not enough: whoever has it by now would be stopped in its place.
-    """
-    started = facts.get("started")
-    lives = is_same(facts.get("pid"), started, facts.get("boot"))
-    return lives and (started is not None or HomeLock(settings.home).is_held)
-
-
-def client_url(settings: Settings, user: str, *, tcp: bool = False) -> str:
-    """Where `user` of this home's server connects, or the given server's URL."""
-    return service_url(settings) if settings.redis_url is not None else url_for(settings.home, user, tcp=tcp)
-
-
 def _environment(environ: Mapping[str, str], settings: Settings, home: Path) -> dict[str, str]:
     env = {name: value for name, value in environ.items() if value or not name.startswith(PREFIX)}
     env[PREFIX + "HOME"] = str(home)
     if settings.log_format == "auto":
         env[PREFIX + "LOG_FORMAT"] = "json"
     return env
-
-
-def _end(service: Service, *, hurry: Callable[[], bool]) -> None:
-    if service.process is None:
-        return
-    service.process.terminate()
-    deadline = time.monotonic() + service.grace_s
-    while service.process.poll() is None and time.monotonic() < deadline and not hurry():
-        select.select([service.pidfd], [], [], 0.1)
-    if service.process.poll() is None:
-        kill([*descendants(service.process.pid), service.process.pid])
-        service.process.wait()
-    service.ended()
 
 
 def _reap() -> None:
@@ -401,7 +302,3 @@ def _listens(host: str, port: int) -> bool:
             return True
     except OSError:
         return False
-
-
-def _tail(path: Path, lines: int = 20) -> str:
-    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])

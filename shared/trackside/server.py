@@ -6,7 +6,7 @@ How one lives:
 2. The child holds the lock of its data directory, so that data never has two servers, and gets SIGTERM from the
    kernel when the process that started it dies, however that dies.
 3. Passwords are made once, one a user; the configuration holds their digests only. Others who may read the home get
-   their URL from `url_for`.
+   their URL from `url_for`, or from `client_url` where settings may name another server.
 4. `stop` is SIGTERM and a bounded wait. What was acknowledged is in the append-only file, also after SIGKILL of the
    server; a power cut can take the last second.
 
@@ -34,6 +34,7 @@ from typing import Any, Final, Self
 from urllib.parse import quote
 
 from trackside.bus.acl import USERS, acl_lines, parse_version, unused_commands
+from trackside.config import Settings
 from trackside.errors import AlreadyRunning, ServerError
 from trackside.homelock import HomeLock
 from trackside.processes import boot, die_with_parent, is_same, start_time
@@ -41,7 +42,7 @@ from trackside.secretfiles import ensure_password, private_dir, read_password, w
 from trackside.server_binary import ServerBinary, can_load, choose_binary
 from trackside.server_log import explain
 
-__all__ = ["EmbeddedServer", "HomeLock", "ServerBinary", "choose_binary", "url_for"]
+__all__ = ["EmbeddedServer", "HomeLock", "ServerBinary", "choose_binary", "client_url", "url_for"]
 
 _SOCKET_PATH_MAX_BYTES: Final = 100  # the kernel takes 108, some systems 104
 _POLL_S: Final = 0.005  # a start takes about 50 ms
@@ -271,6 +272,15 @@ def url_for(home: Path, user: str, *, tcp: bool = False) -> str:
     if not is_same(state.get("pid"), state.get("started"), state.get("boot")):
         raise ServerError(f"no server runs for {home}: start one with `trackside up`, or set TRACKSIDE_REDIS_URL")
     return _url(home, user, Path(state["socket"]), state["port"], tcp=tcp)
+
+
+def client_url(settings: Settings, user: str, *, tcp: bool = False) -> str:
+    """Where `user` of this home's server connects, or the given server's URL."""
+    if settings.redis_url is None:
+        return url_for(settings.home, user, tcp=tcp)
+    from trackside.bus.client import service_url  # here, since `import redis` costs 0.2 s
+
+    return service_url(settings)
 
 
 def _url(home: Path, user: str, socket_path: Path, port: int | None, *, tcp: bool) -> str:

@@ -15,11 +15,11 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from chaos.proxy import Proxy
-from trackside import launcher
 from trackside.cli.scene import Harm, Scene
 from trackside.cli.throwaway import Throwaway, now_ms
 from trackside.models import Role
 from trackside.processes import die_with_parent
+from trackside.server import client_url
 from trackside.testing import wait_until
 
 HOST: Final = "beta"  # the second host's name
@@ -102,7 +102,7 @@ class Beside:
 @contextmanager
 def beside(system: Throwaway, home: Path, slots: int, seed: int) -> Iterator[Beside]:
     """Both of them until the block ends; the host shares the system's folder of jobs, so that they can move."""
-    upstream = Path(urlsplit(launcher.client_url(system.settings, "trainer")).path)
+    upstream = Path(urlsplit(client_url(system.settings, "trainer")).path)
     logs = system.home / "logs"
     with Proxy(upstream, seed) as proxy:
         env = {

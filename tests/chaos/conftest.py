@@ -19,11 +19,11 @@ import pytest
 
 from chaos.rqinfo import Watch, everywhere, watched
 from chaos.scripts import TRAIN
-from trackside import launcher
 from trackside.cli import drill
 from trackside.cli.rehearse import Baseline, Result, baseline, healed
 from trackside.cli.throwaway import QUICK, Throwaway, throwaway
 from trackside.oracle import Violation
+from trackside.server import client_url
 
 SEED: Final = int(os.environ.get("TRACKSIDE_CHAOS_SEED", "7"))
 REPORT: Final = os.environ.get("TRACKSIDE_CHAOS_JSON")
@@ -56,7 +56,7 @@ def shared_system() -> Iterator[Throwaway]:
 @pytest.fixture(scope="session")
 def rq_info(shared_system: Throwaway) -> Iterator[Watch]:
     """`rq info` every second beside all that is done to the shared system."""
-    with watched(lambda: launcher.client_url(shared_system.settings, "operator", tcp=True)) as watch:
+    with watched(lambda: client_url(shared_system.settings, "operator", tcp=True)) as watch:
         yield watch
 
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from trackside import launcher
 from trackside.cli.throwaway import Throwaway, now_ms
 from trackside.errors import TracksideError
 from trackside.oracle import Shown
+from trackside.server import client_url
 from trackside_dashboard.hub import LIVE_AGE_S, Hub
 
 _EVERY_S = 0.1
@@ -56,7 +56,7 @@ class Eyes:
 @contextmanager
 def eyes(system: Throwaway) -> Iterator[Eyes]:
     """Looks ten times a second until the block ends."""
-    url = launcher.client_url(system.settings, "dashboard")  # it cannot be told while the server is away
+    url = client_url(system.settings, "dashboard")  # it cannot be told while the server is away
     hub = Hub(lambda: url).start()
     it, over = Eyes(system=system, hub=hub), threading.Event()
 

@@ -36,7 +36,7 @@ from chaos.eyes import Eyes, eyes
 from chaos.menu import Kind, menu
 from chaos.rqinfo import watched
 from chaos.scripts import TRAIN
-from trackside import launcher, oracle, witness
+from trackside import oracle, witness
 from trackside.cli.onlooker import held
 from trackside.cli.rehearse import leftovers, rules
 from trackside.cli.scene import Scene
@@ -44,6 +44,7 @@ from trackside.cli.throwaway import QUICK, Throwaway, throwaway
 from trackside.errors import TracksideError
 from trackside.models import EventKind, JobSpec, JobState, Reason, Role
 from trackside.oracle import Expected, History, Holdings, JobHistory, Violation
+from trackside.server import client_url
 from trackside.testing import wait_until
 
 STEP_MS: Final = 20.0
@@ -138,7 +139,7 @@ def main() -> int:
     there = args.slots // 2
     with (
         throwaway(home / "home", slots=f"cpu:{args.slots - there}", settings=SETTINGS) as system,
-        watched(lambda: launcher.client_url(system.settings, "operator", tcp=True), judge=False) as rq_info,
+        watched(lambda: client_url(system.settings, "operator", tcp=True), judge=False) as rq_info,
         beside(system, home / HOST, there, seed) as second,
     ):
         base, step_s, spec = undisturbed(system, script, steps, args.slots, poison)

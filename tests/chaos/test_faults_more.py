@@ -22,7 +22,7 @@ from chaos.conftest import SETTINGS, also
 from chaos.eyes import eyes
 from chaos.ranks import RANKS
 from chaos.viewers import Viewers, dashboard
-from trackside import launcher, witness
+from trackside import witness
 from trackside.bus.client import connect
 from trackside.cli.faults import Fault
 from trackside.cli.rehearse import Baseline, Result, baseline, healed, rehearse
@@ -30,6 +30,7 @@ from trackside.cli.scene import Harm, Scene
 from trackside.cli.throwaway import Throwaway, now_ms, throwaway
 from trackside.models import Reason, Role
 from trackside.processes import descendants
+from trackside.server import client_url
 from trackside.testing import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(240)]
@@ -191,7 +192,7 @@ def without_stepping(result: Result) -> Result:
 
 def commands_in_window(system: Throwaway) -> int:
     """Commands that the server did while WINDOW_S went by."""
-    client = connect(launcher.client_url(system.settings, "admin"))
+    client = connect(client_url(system.settings, "admin"))
     try:
         before = _commands(client.info("commandstats"))
         until_s = time.monotonic() + WINDOW_S

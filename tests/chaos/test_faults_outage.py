@@ -20,12 +20,12 @@ import pytest
 from chaos.conftest import also
 from chaos.rqinfo import watched
 from chaos.standstill import Blind
-from trackside import launcher
 from trackside.cli.faults import Fault
 from trackside.cli.rehearse import Result, baseline, judge
 from trackside.cli.scene import Harm, Scene, frozen
 from trackside.cli.throwaway import now_ms, throwaway
 from trackside.models import Role
+from trackside.server import client_url
 from trackside.testing import wait_until
 
 OUTAGE_S: Final = float(os.environ.get("TRACKSIDE_OUTAGE_S", "60"))
@@ -51,7 +51,7 @@ def test_an_outage_far_beyond_every_limit_of_silence_costs_nothing(
     fault = Fault(id="F22a", name=f"server dead for {OUTAGE_S:g} s", inject=blind, attempts_max=1)
     with (
         throwaway(home, slots="cpu:2", settings={}) as system,
-        watched(lambda: launcher.client_url(system.settings, "operator", tcp=True)),
+        watched(lambda: client_url(system.settings, "operator", tcp=True)),
     ):
         base = baseline(system, lambda: system.submit(script))
         job_id = system.submit(script, "--step-ms", step_ms)

@@ -15,7 +15,7 @@ from rq import Queue
 
 from chaos.conftest import also
 from chaos.rqinfo import Watch
-from trackside import launcher, witness
+from trackside import witness
 from trackside.bus import keys
 from trackside.bus.client import connect
 from trackside.cli.faults import FAULTS, Fault
@@ -27,6 +27,7 @@ from trackside.models import Role
 from trackside.oracle import Denial
 from trackside.oracle.honesty import READER
 from trackside.processes import look
+from trackside.server import client_url
 from trackside.testing import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
@@ -63,7 +64,7 @@ def test_a_dashboard_that_was_taken_over_can_write_nothing(
 ) -> None:
     def write_everywhere(scene: Scene) -> Harm:
         harm = Harm(at_ms=now_ms())
-        client = connect(launcher.client_url(system.settings, "dashboard"))
+        client = connect(client_url(system.settings, "dashboard"))
         job_id = scene.job
         tries: dict[str, Callable[[], object]] = {
             "xadd": lambda: client.xadd(keys.metrics(job_id), {"d": "x"}, id="99-0"),
@@ -101,7 +102,7 @@ def test_a_forged_job_is_refused_and_the_worker_lives(
     def forge(scene: Scene) -> Harm:
         harm = Harm(at_ms=now_ms())
         busy, told = scene.worker().slot, refusals(system)
-        with redis.Redis.from_url(launcher.client_url(system.settings, "trainer")) as client:
+        with redis.Redis.from_url(client_url(system.settings, "trainer")) as client:
             for slot in system.store.slots():
                 queue = Queue(f"slot-{slot.id}", connection=client, serializer="json")
                 queue.enqueue("os.system", f"touch {ran}")
@@ -149,7 +150,7 @@ def test_rq_info_lists_all_the_while_and_may_write_nothing_of_ours(system: Throw
     before = rq_info.listings
     wait_until(lambda: rq_info.listings > before, 20.0, "rq info lists nothing")
     assert rq_info.tracebacks == 0
-    operator = connect(launcher.client_url(system.settings, "operator"))
+    operator = connect(client_url(system.settings, "operator"))
     writes: tuple[Callable[[], object], ...] = (
         lambda: operator.delete(keys.JOBS),
         lambda: operator.zremrangebyscore(keys.JOBS, "-inf", "+inf"),

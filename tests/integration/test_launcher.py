@@ -14,7 +14,8 @@ from structlog.testing import capture_logs
 
 from trackside import launcher as launcher_module
 from trackside.config import Settings
-from trackside.launcher import Launcher, Service
+from trackside.launcher import Launcher
+from trackside.serviceprocess import Service
 from trackside.testing import wait_until
 
 CAP_S = 0.6

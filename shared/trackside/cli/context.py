@@ -38,14 +38,10 @@ def settings_of(ctx: typer.Context) -> Settings:
 
 def url_of(settings: Settings, user: str, *, tcp: bool = False) -> str:
     """The URL of the server in use, with its password; raises BusUnavailable where no server is known."""
-    if settings.redis_url is not None:
-        from trackside.bus.client import service_url
-
-        return service_url(settings)
-    from trackside.server import url_for
+    from trackside.server import client_url
 
     try:
-        return url_for(settings.home, user, tcp=tcp)
+        return client_url(settings, user, tcp=tcp)
     except ServerError as error:
         raise BusUnavailable(error.message) from error
 

@@ -24,14 +24,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 import trackside
-from trackside import launcher
 from trackside.bus import beats, streams
 from trackside.bus.client import Client, connect, now_ms
 from trackside.config import Settings
 from trackside.errors import ServerError, TracksideError
 from trackside.models import Attempt, Beat, Event, EventKind, Job, JobState, Reason
 from trackside.processes import die_with_parent
+from trackside.server import client_url
 from trackside.store import Store
+from trackside.upfile import Up, running
 
 KILL_AT: Final = 0.43  # of the way through, between two checkpoints
 _START_LIMIT_S: Final = 90.0
@@ -89,16 +90,16 @@ def run(settings: Settings, *, keep: bool = False) -> int:
 class _Demo:
     """One demonstration on a running system."""
 
-    def __init__(self, console: Console, home: Path, ready: dict[str, Any]) -> None:
+    def __init__(self, console: Console, home: Path, ready: Up) -> None:
         self._console = console
         self._home = home
         self._settings = Settings.from_environ({"HOME": str(home)}, home=home)
-        self._client: Client = connect(launcher.client_url(self._settings, "submitter"), name="demo")
+        self._client: Client = connect(client_url(self._settings, "submitter"), name="demo")
         self._store = Store(self._client, by="cli:demo")
         self._cursor = streams.newest_event_id(self._client)
         self._kill: Kill | None = None
-        if ready.get("dashboard_url"):
-            console.print(f"Dashboard: [bold cyan]{ready['dashboard_url']}[/] (while the demo runs)")
+        if ready.dashboard_url:
+            console.print(f"Dashboard: [bold cyan]{ready.dashboard_url}[/] (while the demo runs)")
 
     def run(self) -> bool:
         began = time.monotonic()
@@ -240,7 +241,7 @@ def _first_point_ms(client: Client, job_id: str, number: int) -> int | None:
 
 
 @contextmanager
-def _system(console: Console, settings: Settings, home: Path) -> Iterator[dict[str, Any]]:
+def _system(console: Console, settings: Settings, home: Path) -> Iterator[Up]:
     """A whole system in `home`, from `trackside up` to its orderly end."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("TRACKSIDE_")}
     env |= {"TRACKSIDE_STOP_GRACE_S": "5", "TRACKSIDE_DASHBOARD_PORT": str(settings.dashboard_port)}
@@ -255,19 +256,19 @@ def _system(console: Console, settings: Settings, home: Path) -> Iterator[dict[s
     try:
         with console.status("Starting server, supervisor, trainer and dashboard …"):
             ready = _await_ready(process, Settings.from_environ({"HOME": str(home)}, home=home))
-        console.print(f"Running: {ready['server']}, supervisor, trainer with {len(PROGRAMS)} CPU slots, dashboard")
+        console.print(f"Running: {ready.server}, supervisor, trainer with {len(PROGRAMS)} CPU slots, dashboard")
         yield ready
     finally:
         with console.status("Stopping …"):
             _end(process)
 
 
-def _await_ready(process: subprocess.Popen[bytes], settings: Settings) -> dict[str, Any]:
+def _await_ready(process: subprocess.Popen[bytes], settings: Settings) -> Up:
     deadline = time.monotonic() + _START_LIMIT_S
     while time.monotonic() < deadline:
-        facts = launcher.running(settings)
-        if facts is not None:
-            return facts
+        up = running(settings)
+        if up is not None:
+            return up
         if process.poll() is not None:
             log = (settings.home / "logs" / "up.log").read_text(errors="replace")
             raise ServerError(f"`trackside up` ended with status {process.returncode}:\n{log[-2000:]}")

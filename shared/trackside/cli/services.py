@@ -68,9 +68,9 @@ def down(ctx: typer.Context) -> None:
 
     Running jobs save at their next step and go on after the next start.
     """
-    from trackside import launcher
+    from trackside import upfile
 
-    stopped = launcher.down(settings_of(ctx))
+    stopped = upfile.down(settings_of(ctx))
     print("stopped" if stopped else "nothing runs for this home")
 
 
@@ -191,7 +191,8 @@ def _dashboard_port(settings: Settings) -> int:
     """The port it serves on: `trackside up` takes another where the wanted one is in use."""
     from urllib.parse import urlsplit
 
-    from trackside.launcher import running
+    from trackside.upfile import running
 
-    facts = running(settings) or {}
-    return urlsplit(str(facts.get("dashboard_url") or "")).port or settings.dashboard_port
+    up = running(settings)
+    url = None if up is None else up.dashboard_url
+    return urlsplit(url or "").port or settings.dashboard_port

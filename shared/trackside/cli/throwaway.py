@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from trackside import launcher
 from trackside.bus import beats
 from trackside.bus.client import connect
 from trackside.cli.asking import AskingStore
@@ -27,7 +26,9 @@ from trackside.models import Beat, Job, JobState, Role
 from trackside.oracle import Operation
 from trackside.processes import die_with_parent
 from trackside.retry import until_reachable
+from trackside.server import client_url
 from trackside.testing import wait_until
+from trackside.upfile import running
 
 T = TypeVar("T")
 _START_LIMIT_S: Final = 90.0
@@ -55,7 +56,7 @@ class Throwaway:
         """`url`: where the observer connects, None: as the system itself does."""
         self.process, self.env, self.home, self.log = process, env, home, log
         self.settings = Settings.from_environ(env, home=home)
-        self.client = connect(url or launcher.client_url(self.settings, "submitter"), name="drill")
+        self.client = connect(url or client_url(self.settings, "submitter"), name="drill")
         self.store = AskingStore(self.client, by="cli:drill")
 
     def trackside(self, *words: str) -> str:
@@ -163,7 +164,7 @@ def throwaway(
 def await_ready(process: subprocess.Popen[bytes], settings: Settings, log: Path) -> None:
     """Return once everything serves; raises ServerError with the log's end if it does not."""
     deadline_s = time.monotonic() + _START_LIMIT_S
-    while launcher.running(settings) is None:
+    while running(settings) is None:
         if process.poll() is not None:
             text = log.read_text(encoding="utf-8", errors="replace")
             raise ServerError(f"`trackside up` ended with status {process.returncode}:\n{text[-2000:]}")
