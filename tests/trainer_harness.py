@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
+from supervisor_harness import FORK, supervise
 from trackside.bus import beats, queue, streams
 from trackside.bus.acl import USERS
 from trackside.bus.client import connect
@@ -220,21 +220,13 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def _supervise(url: str, home: Path) -> None:
-    from trackside_supervisor import service
-
-    settings = Settings.from_environ(
-        {}, home=home, log_level="error", host="h", profile="test", lease_ttl_s=1.0, beat_ttl_s=TTL_S
-    )
-    supervisor = service.Supervisor(settings, connect(url, name="supervisor"), url)
-    signal.signal(signal.SIGTERM, supervisor.stop)
-    supervisor.run()
-
-
 @contextmanager
 def supervising(url: str, home: Path) -> Iterator[None]:
     """A supervisor in a process of its own."""
-    process = multiprocessing.get_context("fork").Process(target=_supervise, args=(url, home))
+    settings = Settings.from_environ(
+        {}, home=home, log_level="error", host="h", profile="test", lease_ttl_s=1.0, beat_ttl_s=TTL_S
+    )
+    process = FORK.Process(target=supervise, args=(url, settings))
     process.start()
     try:
         yield

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +13,12 @@ import orjson
 import pytest
 
 from supervisor_harness import (
-    BREAKER_AFTER,
     SCRIPTS,
     SLOT,
     SPEC,
     TIMES,
     WANTED,
+    Supervisors,
     Trainer,
     all_over,
     everything,
@@ -44,33 +42,21 @@ from trackside_supervisor.standstill import OLDER
 pytestmark = pytest.mark.timeout(120)
 
 
-class Supervisors:
-    """Supervisors as a person would start them, all of one home."""
+@pytest.fixture
+def client(own_server: EmbeddedServer) -> Client:
+    return connect(own_server.url("trainer"))
 
-    def __init__(self, url: str, home: Path) -> None:
-        self.home = home
-        self._env = {name: value for name, value in os.environ.items() if not name.startswith("TRACKSIDE_")}
-        told = {**TIMES, "home": home, "redis_url": url, "host": "h", "breaker_after": BREAKER_AFTER}
-        self._env |= {f"TRACKSIDE_{name.upper()}": str(value) for name, value in told.items()}
-        self._started: list[subprocess.Popen[bytes]] = []
 
-    def start(self, crash_at: str | None = None) -> subprocess.Popen[bytes]:
-        env = {**self._env, **({crashpoints.ENVIRONMENT: crash_at} if crash_at is not None else {})}
-        process = subprocess.Popen([sys.executable, "-m", "trackside", "supervisor"], env=env)
-        self._started.append(process)
-        return process
-
-    def end(self) -> None:
-        for process in self._started:
-            process.kill()
-            process.wait(10)
+@pytest.fixture
+def store(client: Client) -> Store:
+    """As a trainer has it."""
+    return Store(client, by="test")
 
 
 @pytest.fixture
 def supervisors(own_server: EmbeddedServer, tmp_path: Path) -> Iterator[Supervisors]:
-    found = Supervisors(own_server.url("supervisor"), tmp_path)
-    yield found
-    found.end()
+    with Supervisors(own_server.url("supervisor"), tmp_path, by_command=True) as found:
+        yield found
 
 
 def state_of(store: Store, job_id: str) -> tuple[Job, list[Attempt], list[Event]]:
@@ -84,21 +70,23 @@ def notes(client: Client, job_id: str) -> int:
     return sum(event.cause == REBUILT for _, event in streams.history(client, job_id))
 
 
-def emptied(server: EmbeddedServer) -> None:
-    """The server is killed, and comes back with nothing at the same address."""
+def killed(server: EmbeddedServer) -> None:
     assert server.pid is not None
     os.kill(server.pid, signal.SIGKILL)
     server.stop()
+
+
+def emptied(server: EmbeddedServer) -> None:
+    """The server is killed, and comes back with nothing at the same address."""
+    killed(server)
     shutil.rmtree(server.home / "redis" / "appendonlydir")
     server.start().wait_ready()
 
 
 @pytest.mark.parametrize("crash_at", [None, *(f"{point}:1" for point in crashpoints.REBUILD_POINTS), "rebuilding:3"])
 def test_a_supervisor_killed_in_the_middle_of_a_rebuild_is_followed_by_one_that_carries_on(
-    own_server: EmbeddedServer, supervisors: Supervisors, crash_at: str | None
+    own_server: EmbeddedServer, client: Client, store: Store, supervisors: Supervisors, crash_at: str | None
 ) -> None:
-    client = connect(own_server.url("trainer"))
-    store = Store(client, by="test")
     submit_all(store)
     first = supervisors.start(crash_at)
     with working(Trainer(client, SCRIPTS)):
@@ -111,8 +99,8 @@ def test_a_supervisor_killed_in_the_middle_of_a_rebuild_is_followed_by_one_that_
 
     emptied(own_server)
     if crash_at is not None:
-        wait_until(lambda: first.poll() is not None, 20, f"the supervisor did not come by {crash_at!r}")
-        assert first.returncode == -signal.SIGKILL
+        wait_until(lambda: not first.is_alive(), 20, f"the supervisor did not come by {crash_at!r}")
+        assert first.exitcode == -signal.SIGKILL
         supervisors.start()
     wait_until(lambda: until_reachable(lambda: all_back(client, jobs), limit_s=20), 20, "not every job came back")
 
@@ -135,9 +123,7 @@ def test_a_supervisor_killed_in_the_middle_of_a_rebuild_is_followed_by_one_that_
 
 def cut(server: EmbeddedServer, size: Callable[[bytes], int]) -> None:
     """The server is killed, and its append-only file loses its tail, as by a power cut."""
-    assert server.pid is not None
-    os.kill(server.pid, signal.SIGKILL)
-    server.stop()
+    killed(server)
     (path,) = (server.home / "redis" / "appendonlydir").glob("*.incr.aof")
     os.truncate(path, size(path.read_bytes()))
     server.start().wait_ready()
@@ -151,10 +137,8 @@ CUTS: dict[str, Callable[[bytes], int]] = {
 
 @pytest.mark.parametrize("where", CUTS)
 def test_what_a_cut_append_only_file_lost_is_told_and_comes_back(
-    own_server: EmbeddedServer, supervisors: Supervisors, where: str
+    own_server: EmbeddedServer, client: Client, store: Store, supervisors: Supervisors, where: str
 ) -> None:
-    client = connect(own_server.url("trainer"))
-    store = Store(client, by="test")
     submit_all(store)
     supervisors.start()
     with working(Trainer(client, SCRIPTS)):
@@ -181,10 +165,8 @@ def test_what_a_cut_append_only_file_lost_is_told_and_comes_back(
 
 @pytest.mark.parametrize("returns", ["later", "before the rebuild"])
 def test_a_cordon_outlasts_the_loss_of_a_slot_that_has_left(
-    own_server: EmbeddedServer, supervisors: Supervisors, returns: str
+    own_server: EmbeddedServer, store: Store, supervisors: Supervisors, returns: str
 ) -> None:
-    client = connect(own_server.url("trainer"))
-    store = Store(client, by="test")
     gone = replace(SLOT, id="h-gpu0", kind="gpu")
     for slot in (SLOT, gone):
         store.register_slot(slot)
@@ -201,7 +183,7 @@ def test_a_cordon_outlasts_the_loss_of_a_slot_that_has_left(
         store.register_slot(gone)
     else:
         first.kill()
-        first.wait(10)
+        first.join(10)
         emptied(own_server)
         until_reachable(lambda: store.register_slot(gone), limit_s=20)
         store.tell_gpu(gone.id, blocked=None, throttled=None, events=[("gpu free", {})])
@@ -223,10 +205,8 @@ def away(home: Path) -> list[str]:
 
 
 def test_an_attempt_that_was_only_given_out_is_given_again_under_a_new_number(
-    own_server: EmbeddedServer, supervisors: Supervisors
+    own_server: EmbeddedServer, client: Client, store: Store, supervisors: Supervisors
 ) -> None:
-    client = connect(own_server.url("trainer"))
-    store = Store(client, by="test")
     store.register_slot(SLOT)
     trainer = Trainer(client, {})
     trainer.beat()
@@ -247,9 +227,8 @@ def test_an_attempt_that_was_only_given_out_is_given_again_under_a_new_number(
 
 
 def test_without_a_ledger_a_job_that_a_worker_has_more_of_is_left_alone_and_said(
-    own_server: EmbeddedServer, supervisors: Supervisors
+    client: Client, supervisors: Supervisors
 ) -> None:
-    client = connect(own_server.url("trainer"))
     store = Store(client, by="worker:h-cpu0")
     store.register_slot(SLOT)
     store.submit("j", "j", SPEC)

@@ -5,13 +5,13 @@ The trainer is played by the test, through the store as a real one would, so tha
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -21,8 +21,8 @@ from supervisor_harness import (
     SCRIPTS,
     SLOT,
     SPEC,
-    TIMES,
     WANTED,
+    Supervisors,
     Trainer,
     all_over,
     everything,
@@ -32,7 +32,6 @@ from supervisor_harness import (
 )
 from trackside.bus import beats, queue, streams
 from trackside.bus.client import Client, connect
-from trackside.config import Settings
 from trackside.models import (
     Breaker,
     Event,
@@ -49,48 +48,21 @@ from trackside_supervisor.breaker import Limits, observe, probing
 from trackside_supervisor.recovery import SELFTEST
 
 pytestmark = pytest.mark.timeout(120)
-FORK = multiprocessing.get_context("fork")
 
 
-def supervise(url: str, home: Path, crash_at: str | None) -> None:
-    """A supervisor's process."""
-    settings = Settings.from_environ({}, home=home, log_level="error", host="h", breaker_after=BREAKER_AFTER, **TIMES)
-    crashpoints.arm(crash_at)
-    supervisor = service.Supervisor(settings, connect(url, name="supervisor"), url)
-    signal.signal(signal.SIGTERM, supervisor.stop)
-    supervisor.run()
-
-
-@dataclass
-class Supervisors:
-    """Supervisors in processes of their own."""
-
-    url: str
-    home: Path
-    started: list[multiprocessing.process.BaseProcess] = field(default_factory=list)
-
-    def start(self, crash_at: str | None = None) -> multiprocessing.process.BaseProcess:
-        process = FORK.Process(target=supervise, args=(self.url, self.home, crash_at))
-        process.start()
-        self.started.append(process)
-        return process
-
-    def end(self) -> None:
-        for process in self.started:
-            if process.is_alive() and process.pid is not None:
-                os.kill(process.pid, signal.SIGCONT)
-                process.kill()
-            process.join(10)
+@pytest.fixture
+def store(bus_urls: Mapping[str, str]) -> Store:
+    """As a trainer has it."""
+    return Store(connect(bus_urls["trainer"]), by="test")
 
 
 @pytest.fixture
 def supervisors(bus_urls: Mapping[str, str], tmp_path: Path) -> Iterator[Supervisors]:
-    found = Supervisors(url=bus_urls["supervisor"], home=tmp_path)
-    yield found
-    found.end()
+    with Supervisors(bus_urls["supervisor"], tmp_path) as found:
+        yield found
 
 
-def dead_or_done(process: multiprocessing.process.BaseProcess, store: Store) -> bool:
+def dead_or_done(process: BaseProcess, store: Store) -> bool:
     return not process.is_alive() or all_over(store)
 
 
@@ -121,9 +93,7 @@ def assert_breaker_counts_each_end_once(store: Store) -> None:
     """The breaker's events are those that follow from the ends of all attempts, each counted once."""
     limits = Limits(after=BREAKER_AFTER, rest_s=lambda _: 0.0)
     breaker, follow, told = Breaker(slot=SLOT.id), list[str](), list[str]()
-    for _, event in streams.newest_events(store.client, 1000):
-        if event is None:
-            continue
+    for event in everything(store):
         if event.kind is EventKind.SLOT:
             told.append(str(event.cause))
         if event.cause == "breaker probing":
@@ -139,7 +109,7 @@ def assert_breaker_counts_each_end_once(store: Store) -> None:
 
 def carried(store: Store) -> list[tuple[Job, int]]:
     """The attempts whose RQ job the played trainer left in the queue, oldest first: each pushed exactly once."""
-    events = [event for _, event in streams.newest_events(store.client, 1000) if event is not None]
+    events = everything(store)
     lost = {(event.job, event.attempt) for event in events if event.kind is EventKind.ENDED and event.cause == "lost"}
     given = [event for event in events if event.kind is EventKind.ASSIGNED]
     return [
@@ -160,12 +130,10 @@ def assert_folds(job: Job, told: list[Event]) -> None:
 
 @pytest.mark.parametrize("point", crashpoints.POINTS)
 def test_a_supervisor_killed_between_any_two_steps_is_followed_by_one_that_carries_on(
-    bus_urls: Mapping[str, str], supervisors: Supervisors, point: str
+    store: Store, supervisors: Supervisors, point: str
 ) -> None:
-    client = connect(bus_urls["trainer"])
-    store = Store(client, by="test")
     submit_all(store)
-    with working(Trainer(client, SCRIPTS)):
+    with working(Trainer(store.client, SCRIPTS)):
         for nth in (1, 2):
             process = supervisors.start(f"{point}:{nth}")
             wait_until(partial(dead_or_done, process, store), 20, f"{point!r} never came and nothing ended")
@@ -179,53 +147,47 @@ def test_a_supervisor_killed_between_any_two_steps_is_followed_by_one_that_carri
     assert_right(store)
 
 
-def test_two_supervisors_at_once_decide_each_end_once(bus_urls: Mapping[str, str], supervisors: Supervisors) -> None:
-    client = connect(bus_urls["trainer"])
-    store = Store(client, by="test")
+def test_two_supervisors_at_once_decide_each_end_once(store: Store, supervisors: Supervisors) -> None:
     submit_all(store)
     for _ in range(3):
         supervisors.start()
-    with working(Trainer(client, SCRIPTS)):
+    with working(Trainer(store.client, SCRIPTS)):
         wait_until(lambda: all_over(store), 20, "not everything ended")
     assert_right(store)
 
 
 @pytest.mark.parametrize("point", ["before assign", "before conclude", "before requeue", "before discard"])
 def test_a_leader_frozen_in_the_middle_of_an_act_past_its_lease_changes_nothing_when_it_wakes(
-    bus_urls: Mapping[str, str], supervisors: Supervisors, point: str
+    store: Store, supervisors: Supervisors, point: str
 ) -> None:
-    client = connect(bus_urls["trainer"])
-    store = Store(client, by="test")
     submit_all(store)
-    with working(Trainer(client, SCRIPTS)):
+    with working(Trainer(store.client, SCRIPTS)):
         old = supervisors.start(f"{point}:1:stop")
         assert old.pid is not None
         wait_until(lambda: stopped(old.pid), 20, f"the leader never came to {point!r}")
         supervisors.start()
         wait_until(lambda: all_over(store), 20, "the second supervisor did not carry on")
-        before = len(streams.newest_events(client, 1000))
+        before = len(streams.newest_events(store.client, 1000))
         os.kill(old.pid, signal.SIGCONT)
-        wait_until(lambda: beats_of(client, old.pid), 20, "the old leader did not come back to watching")
-    assert len(streams.newest_events(client, 1000)) == before, "a stale act was accepted"
+        wait_until(lambda: beats_of(store.client, old.pid), 20, "the old leader did not come back to watching")
+    assert len(streams.newest_events(store.client, 1000)) == before, "a stale act was accepted"
     assert_right(store)
 
 
 def test_a_stale_leaders_act_is_refused_even_where_the_job_would_still_allow_it(
-    bus_urls: Mapping[str, str], supervisors: Supervisors
+    store: Store, supervisors: Supervisors
 ) -> None:
-    client = connect(bus_urls["trainer"])
-    store = Store(client, by="test")
     store.register_slot(SLOT)
     store.submit("j", "j", SPEC)
-    with working(Trainer(client, {})):
+    with working(Trainer(store.client, {})):
         old = supervisors.start("before assign:1:stop")
         wait_until(lambda: stopped(old.pid), 20, "the leader never came to its act")
         store.cordon(SLOT.id, cordoned=True)  # so its successor has no reason to touch the job
         new = supervisors.start()
-        wait_until(lambda: beats_of(client, new.pid, leader=True), 20, "nobody took the lease")
+        wait_until(lambda: beats_of(store.client, new.pid, leader=True), 20, "nobody took the lease")
         assert old.pid is not None
         os.kill(old.pid, signal.SIGCONT)
-        wait_until(lambda: beats_of(client, old.pid), 20, "the old leader did not come back to watching")
+        wait_until(lambda: beats_of(store.client, old.pid), 20, "the old leader did not come back to watching")
         assert store.job("j").attempt == 0, "the stale leader gave the job to a slot"
         assert [event.data["pid"] for event in everything(store) if event.cause == service.LEADS] == [old.pid, new.pid]
         store.cordon(SLOT.id, cordoned=False)
@@ -249,24 +211,22 @@ def beats_of(client: Client, pid: int | None, *, leader: bool = False) -> bool:
     [None, "after conclude:1", "after conclude:2", "before probe:1", "after probe submitted:1", "after probe:1"],
 )
 def test_a_slot_on_which_different_jobs_crash_rests_and_comes_back_by_its_self_test(
-    bus_urls: Mapping[str, str], supervisors: Supervisors, crash_at: str | None
+    store: Store, supervisors: Supervisors, crash_at: str | None
 ) -> None:
-    client = connect(bus_urls["trainer"])
-    store = Store(client, by="test")
     store.register_slot(SLOT)
     once = replace(SPEC, retries=0)
     for name in ("a", "b", "c"):
         store.submit(name, name, once)
     first = supervisors.start(crash_at)
     scripts = {"a": (Reason.CUDA_ERROR,), "b": (Reason.KILLED,), "c": (Reason.SUCCEEDED,)}
-    with working(Trainer(client, scripts)):
+    with working(Trainer(store.client, scripts)):
         if crash_at is not None:
             wait_until(lambda: not first.is_alive(), 20, f"no supervisor came by {crash_at!r}")
             supervisors.start()
         wait_until(
             lambda: store.job("c").state is JobState.SUCCEEDED and all_over(store), 20, "the slot did not return"
         )
-    told = [event for _, event in streams.newest_events(client, 1000) if event is not None]
+    told = everything(store)
     causes = [event.cause for event in told if event.kind is EventKind.SLOT]
     assert causes == ["breaker open", "breaker probing", "breaker closed"]
     given = [event.job for event in told if event.kind is EventKind.ASSIGNED]
@@ -276,15 +236,11 @@ def test_a_slot_on_which_different_jobs_crash_rests_and_comes_back_by_its_self_t
     assert store.job(probe).spec.program == SELFTEST
 
 
-def test_a_job_that_takes_its_hosts_along_waits_each_time_and_ends(
-    bus_urls: Mapping[str, str], supervisors: Supervisors
-) -> None:
-    client = connect(bus_urls["trainer"])
-    store = Store(client, by="test")
+def test_a_job_that_takes_its_hosts_along_waits_each_time_and_ends(store: Store, supervisors: Supervisors) -> None:
     store.register_slot(SLOT)
     store.submit("j", "j", replace(SPEC, retries=0))
     supervisors.start()
-    with working(Trainer(client, {"j": (Reason.GPU_LOST,)})):
+    with working(Trainer(store.client, {"j": (Reason.GPU_LOST,)})):
         wait_until(lambda: store.job("j").state.terminal, 20, "it goes on for ever")
     job = store.job("j")
     moves = [
@@ -303,12 +259,10 @@ def test_a_job_that_takes_its_hosts_along_waits_each_time_and_ends(
     replay_all(everything(store))
 
 
-def test_recorded_decisions_of_a_whole_life_replay(bus_urls: Mapping[str, str], supervisors: Supervisors) -> None:
-    client = connect(bus_urls["trainer"])
-    store = Store(client, by="test")
+def test_recorded_decisions_of_a_whole_life_replay(store: Store, supervisors: Supervisors) -> None:
     submit_all(store)
     supervisors.start()
-    with working(Trainer(client, SCRIPTS)):
+    with working(Trainer(store.client, SCRIPTS)):
         wait_until(lambda: all_over(store), 20, "not everything ended")
     ends = [event for event in events_of(store, "parent") if event.kind is EventKind.ENDED]
     made = replay_all(everything(store))
