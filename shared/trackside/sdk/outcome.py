@@ -29,11 +29,11 @@ class Outcome:
     exit_code: int
     error: dict[str, Any] | None = None
     bad_step: int | None = None  # diverged: where that began
-    left: bool = False  # succeeded, and it may have left in the middle: by sys.exit, or with its own SIGTERM handler
+    early: bool = False  # succeeded, perhaps too early: it left by sys.exit, or has a SIGTERM handler of its own
 
 
 SUCCEEDED: Final = Outcome(name="succeeded", exit_code=EXIT_OK)
-LEFT: Final = Outcome(name="succeeded", exit_code=EXIT_OK, left=True)
+EARLY: Final = Outcome(name="succeeded", exit_code=EXIT_OK, early=True)
 
 
 def of_exception(raised: BaseException) -> Outcome:
@@ -51,7 +51,7 @@ def of_exception(raised: BaseException) -> Outcome:
 
 def _of_exit(raised: SystemExit) -> Outcome:
     if raised.code is None or raised.code == 0:
-        return LEFT
+        return EARLY
     said = f"the program exited with code {raised.code}" if isinstance(raised.code, int) else str(raised.code)
     error = {"type": "SystemExit", "message": said[:_MESSAGE_CHARS], "traceback": formatted(raised)}
     return Outcome(name="user_error", exit_code=EXIT_ERROR, error=error)

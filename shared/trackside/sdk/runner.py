@@ -108,7 +108,7 @@ def _to_the_end(context: AttemptContext) -> Outcome:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         return outcome.of_exception(stop) if ended.name == outcome.SUCCEEDED.name else ended
     if ended is outcome.SUCCEEDED and callable(handler) and handler is not ours:
-        return outcome.LEFT
+        return outcome.EARLY
     return ended
 
 
@@ -210,7 +210,8 @@ def _write_end(run: Run, page: ControlPage, ended: Outcome) -> None:
     record = {"k": "end", "t": now_ms(), "outcome": ended.name, "s": page.completed, "error": ended.error}
     if ended.bad_step is not None:
         record["bad_step"] = ended.bad_step
-    if ended.name == outcome.SUCCEEDED.name and _perhaps_early(page, ended):
+    early = ended.name == outcome.SUCCEEDED.name and _perhaps_early(page, ended)
+    if early:
         record["early"] = True
     try:
         run.flush()
@@ -218,15 +219,18 @@ def _write_end(run: Run, page: ControlPage, ended: Outcome) -> None:
         print(f"the last metrics were lost: {error}", file=sys.stderr)
     run.record(record)
     # Here too, since a full disk does not take the line.
-    page.end = End(outcome=ended.name, bad_step=ended.bad_step, early=record.get("early") is True)
+    page.end = End(outcome=ended.name, bad_step=ended.bad_step, early=early)
     page.phase = Phase.ENDED
 
 
 def _perhaps_early(page: ControlPage, ended: Outcome) -> bool:
-    """Whether there may have been more to do; the worker, which knows whether a stop was asked for, judges by it."""
+    """Whether there may have been more to do: by its steps, and where they cannot tell, by the way it left.
+
+    The worker, which knows whether a stop was asked for, judges by it.
+    """
     if page.first is not None and page.total is not None:
         return page.completed < page.total
-    return ended.left
+    return ended.early
 
 
 def _flush_output() -> None:
