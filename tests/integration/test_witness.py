@@ -13,7 +13,7 @@ import pytest
 from trackside import witness
 from trackside.bus import beats
 from trackside.bus.client import connect
-from trackside.cli.asking import AskingStore
+from trackside.cli.remembering import RememberingStore
 from trackside.errors import IllegalTransition, NotFound
 from trackside.models import Beat, CheckpointRef, JobSpec, JobState, Outcome, Program, Reason, Role, Slot
 from trackside.oracle import History, verdict
@@ -211,20 +211,20 @@ def test_what_is_held_is_counted(store: Store, fresh_home: Path, start: Start) -
 
 
 def test_what_is_asked_is_written_down_with_its_answer(bus_urls: Mapping[str, str]) -> None:
-    asking = AskingStore(connect(bus_urls["submitter"]), by="cli:test")
-    asking.submit("j", "j", SPEC)
-    asking.cancel("j")
+    remembering = RememberingStore(connect(bus_urls["submitter"]), by="cli:test")
+    remembering.submit("j", "j", SPEC)
+    remembering.cancel("j")
     with pytest.raises(IllegalTransition):
-        asking.pause("j")
+        remembering.pause("j")
     with pytest.raises(NotFound):
-        asking.resume("nobody")
-    assert [(each.what, each.job, each.error is None) for each in asking.operations] == [
+        remembering.resume("nobody")
+    assert [(each.what, each.job, each.error is None) for each in remembering.operations] == [
         ("submit", "j", True), ("cancel", "j", True), ("pause", "j", False), ("resume", "nobody", False),
     ]  # fmt: skip
-    history = witness.read(asking, ["j"], operations=asking.of(["j"]))
+    history = witness.read(remembering, ["j"], operations=remembering.of(["j"]))
     assert len(history.operations or ()) == 3
     said = verdict(history)
     assert said.violations == ()
     assert "I16 what was acknowledged is done" in said.judged
-    unasked = witness.read(asking, ["j"], operations=())
+    unasked = witness.read(remembering, ["j"], operations=())
     assert [violation.rule for violation in verdict(unasked).violations] == ["I16 what was acknowledged is done"]

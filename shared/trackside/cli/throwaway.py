@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 
 from trackside.bus import beats
 from trackside.bus.client import connect
-from trackside.cli.asking import AskingStore
+from trackside.cli.remembering import RememberingStore
 from trackside.config import Settings
 from trackside.errors import NotFound, ServerError, TracksideError
 from trackside.ids import new_job_id
@@ -57,7 +57,7 @@ class Throwaway:
         self.process, self.env, self.home, self.log = process, env, home, log
         self.settings = Settings.from_environ(env, home=home)
         self.client = connect(url or client_url(self.settings, "submitter"), name="drill")
-        self.store = AskingStore(self.client, by="cli:drill")
+        self.store = RememberingStore(self.client, by="cli:drill")
 
     def trackside(self, *words: str) -> str:
         """Run a command as a person would; returns what it prints, raises TracksideError with what it says."""

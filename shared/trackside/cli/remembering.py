@@ -15,7 +15,7 @@ from trackside.store import Store
 T = TypeVar("T")
 
 
-class AskingStore(Store):
+class RememberingStore(Store):
     """Submits, cancels, pauses and resumes, and writes each of them down; append only."""
 
     def __init__(self, client: Client, *, by: str) -> None:
