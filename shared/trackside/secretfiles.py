@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Final
 
 from trackside.bus.acl import new_password
 from trackside.errors import ServerError
+from trackside.wholefile import write_whole
 
 _PRIVATE_DIR: Final = 0o700
 _PRIVATE_FILE: Final = 0o600
@@ -26,16 +26,8 @@ def private_dir(path: Path) -> Path:
 
 
 def write_private(path: Path, text: str, *, mode: int = _PRIVATE_FILE) -> None:
-    """Write beside, flush, rename: a reader sees the old text or the new one."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.unlink(missing_ok=True)
-    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        os.fchmod(fd, mode)  # whatever the umask
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    """Put `text` in the file's place: a reader, or who comes after a power cut, finds the old text or the new one."""
+    write_whole(path, text.encode(), mode=mode, sync=True)
 
 
 def ensure_password(path: Path, *, mode: int = _PRIVATE_FILE) -> str:

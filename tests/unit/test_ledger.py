@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from full_disk import full_disk
 from trackside.models import (
     Attempt,
     AttemptState,
@@ -166,28 +164,17 @@ def test_only_its_owner_may_read_it(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o077 == 0
 
 
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """No file of this process may grow beyond some bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_disk_that_does_not_take_it_is_not_filled_by_trying_again(tmp_path: Path) -> None:
     before = content(filled(tmp_path))
     files = sorted(tmp_path.rglob("*"))
     for _ in range(3):
-        with full_disk(), pytest.raises(OSError, match="File too large"):
+        with full_disk(300), pytest.raises(OSError, match="File too large"):
             Ledger.open(tmp_path)
         assert sorted(tmp_path.rglob("*")) == files
     found = Ledger.open(tmp_path)
     assert content(found) == before
     files = sorted(tmp_path.rglob("*"))
-    with full_disk(), pytest.raises(OSError, match="File too large"):
+    with full_disk(300), pytest.raises(OSError, match="File too large"):
         found.keep_snapshot("ab" * 32, b"x" * 1000)
     assert sorted(tmp_path.rglob("*")) == files
 

@@ -30,6 +30,7 @@ from trackside import logs
 from trackside.codec import decode, encode
 from trackside.errors import DecodeError
 from trackside.models import Attempt, AttemptState, Breaker, Event, Job, Slot
+from trackside.wholefile import write_whole
 
 ENDED_KEPT: Final = 1000  # jobs, those that ended last
 _GROWN_BYTES: Final = 8 * 1024 * 1024  # a file smaller than this is not worth putting together anew
@@ -108,15 +109,8 @@ class Ledger:
     # -- writing ---------------------------------------------------------------------------------------------------
 
     def keep_snapshot(self, sha256: str, data: bytes) -> None:
-        """Copy an archive; written beside and renamed, so that half a one is never taken for whole."""
-        path = self._snapshot_path(sha256)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            aside.write_bytes(data)
-            aside.replace(path)
-        except OSError:
-            _remove(aside)
-            raise
+        """Copy an archive, as a whole, so that half a one is never taken for it."""
+        write_whole(self._snapshot_path(sha256), data)
 
     def append(
         self,

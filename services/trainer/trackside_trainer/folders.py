@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from trackside.models import Job, Slot
 from trackside.sdk.context import STACKS_FILE, AttemptContext, Program, ResumePoint
 from trackside.snapshots import unpack
 from trackside.store import Store
+from trackside.wholefile import write_whole
 from trackside_trainer.adoption import adopt
 
 
@@ -149,7 +149,5 @@ def _snapshot(root: Path, store: Store, sha256: str) -> bytes:
         pass
     data = store.snapshot(sha256)
     cached.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    aside = cached.with_name(f".{cached.name}.{os.getpid()}")
-    aside.write_bytes(data)
-    aside.replace(cached)
+    write_whole(cached, data)
     return data

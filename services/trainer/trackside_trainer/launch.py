@@ -20,6 +20,7 @@ from trackside._version import __version__
 from trackside.errors import InvalidJob
 from trackside.processes import die_with_parent
 from trackside.sdk.context import ENVIRONMENT, AttemptContext
+from trackside.wholefile import replacing
 from trackside_trainer.preload import as_if_fresh
 
 # What is ours to know: addresses and passwords of the bus above all.
@@ -128,8 +129,6 @@ def _shim(home: Path) -> Path:
     target = Path(trackside.__file__).resolve().parent
     folder.mkdir(parents=True, exist_ok=True)
     if not link.is_symlink() or link.readlink() != target:
-        aside = folder / f".trackside.{os.getpid()}"
-        aside.unlink(missing_ok=True)
-        aside.symlink_to(target)
-        aside.replace(link)
+        with replacing(link) as aside:
+            aside.symlink_to(target)
     return folder

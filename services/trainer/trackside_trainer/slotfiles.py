@@ -19,6 +19,7 @@ from typing import Self
 
 from trackside import processes
 from trackside.ids import rq_job_id
+from trackside.wholefile import left_in, write_whole
 
 
 class ProcessLock:
@@ -99,11 +100,9 @@ class TakenAttempt:
         return processes.is_same(self.worker_pid, self.worker_started, self.boot)
 
     def write(self, path: Path) -> None:
-        """Write beside and rename: a reader sees the old record or the new one."""
+        """Write the record, as a whole, over the one that is there."""
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_text(json.dumps({"v": 1, **asdict(self)}), encoding="utf-8")
-        aside.replace(path)
+        write_whole(path, json.dumps({"v": 1, **asdict(self)}).encode())
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
@@ -142,8 +141,8 @@ def taken_path(home: Path, job_id: str, number: int, worker_pid: int) -> Path:
 def all_taken(home: Path) -> list[tuple[Path, TakenAttempt]]:
     """Every attempt of this home that was taken and not reported as over; clears what was cut short in the writing."""
     folder = home / "run" / "taken"
-    for aside in folder.glob(".*.json.*"):
-        if processes.start_time(int(aside.suffix[1:])) is None:
+    for aside, pid in left_in(folder):
+        if processes.start_time(pid) is None:
             with suppress(OSError):
                 aside.unlink(missing_ok=True)
     found = ((path, TakenAttempt.read(path)) for path in sorted(folder.glob("[!.]*.json")))
@@ -170,8 +169,10 @@ def storage_id(data: Path) -> str:
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not path.exists():
         made = data / f".storage-id.{secrets.token_hex(8)}"
-        made.write_text(secrets.token_hex(8), encoding="ascii")
-        with suppress(FileExistsError):
-            os.link(made, path)
-        made.unlink()
+        try:
+            made.write_text(secrets.token_hex(8), encoding="ascii")
+            with suppress(FileExistsError):  # a rename would put a second id in the place of the first
+                os.link(made, path)
+        finally:
+            made.unlink(missing_ok=True)
     return path.read_text(encoding="ascii").strip()

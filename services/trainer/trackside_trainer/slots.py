@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +14,7 @@ from trackside.errors import ConfigurationError
 from trackside.models import Slot
 from trackside.processes import boot, is_this_boot
 from trackside.slotgrammar import parse_slots
+from trackside.wholefile import write_whole
 from trackside_trainer.gpuwatch import NOT_YET
 
 _AUTO_CPU_SLOTS: Final = 2  # a laptop goes on being one
@@ -80,16 +80,8 @@ def _shown_before(home: Path, numbers: Mapping[str, int]) -> Gpus:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write beside and rename: a reader sees the old text or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    aside = path.with_suffix(f".{os.getpid()}")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    except OSError:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise
+    write_whole(path, text.encode())
 
 
 def _cpu_slots(count: int, host: str, storage: str, cores: int) -> list[Slot]:

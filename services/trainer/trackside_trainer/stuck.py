@@ -9,12 +9,12 @@ the slot's next worker knows too:
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from trackside import logs, processes
+from trackside.wholefile import write_whole
 
 
 def note(home: Path, slot_id: str, pids: Iterable[int]) -> None:
@@ -28,11 +28,9 @@ def note(home: Path, slot_id: str, pids: Iterable[int]) -> None:
     logs.get().error("processes_stuck", slot=slot_id, pids=[pid for pid, _ in found])
     path = _path(home, slot_id)
     everybody = sorted({*found, *_alive(path)})
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        aside.write_text(json.dumps({"boot": processes.boot(), "processes": everybody}), encoding="utf-8")
-        aside.replace(path)
+        write_whole(path, json.dumps({"boot": processes.boot(), "processes": everybody}).encode())
     except OSError as error:
         logs.get().error("stuck_not_noted", slot=slot_id, why=str(error))
 

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 from trackside.errors import ConfigurationError
 from trackside.sdk import encode
 from trackside.sdk.journal import MAX_BYTES
+from trackside.wholefile import write_whole
 
 ENVIRONMENT: Final = "TRACKSIDE_ATTEMPT"
 STACKS_FILE: Final = "stacks.txt"  # in the attempt's folder: the stacks of all threads, each time SIGUSR2 came
@@ -95,7 +96,7 @@ class AttemptContext:
         )
 
     def to_file(self, path: str | os.PathLike[str]) -> None:
-        """Write the context beside `path` and rename it there, so that nobody reads half of one."""
+        """Write the context to `path`, as a whole."""
         record = {
             "v": VERSION,
             "job": self.job,
@@ -117,7 +118,4 @@ class AttemptContext:
             "gpu_uuid": self.gpu_uuid,
             "journal_max_bytes": self.journal_max_bytes,
         }
-        target = Path(path)
-        aside = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-        aside.write_bytes(encode.dumps(record))
-        aside.replace(target)
+        write_whole(Path(path), encode.dumps(record))

@@ -6,7 +6,7 @@
     8  step of the newest checkpoint that the bus has accepted, written by the worker, -1 none
     9  how often the worker has asked for something or taken it back    10  1: the run has a checkpointer
     11 the number (field 9) of the pause that was refused, -1 none       12 the error number behind that, 0 none
-    13 how the attempt ended, 0 not yet    14 its first bad step, 0 none    15 1: it may have left before its end
+    13 how the attempt ended, 0 not yet    14 its first bad step, 0 none    15 1: it succeeded, perhaps too early
     16 the number (field 9) of what the worker has sent its newest SIGTERM for, 0 none yet
 
 Each field is one aligned 64-bit word, so that a reader never sees half a value. Only the worker writes fields 1, 8, 9
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from trackside.errors import ConfigurationError
+from trackside.wholefile import replacing
 
 SIZE_BYTES: Final = 136
 MAGIC: Final = 0x545253
@@ -66,7 +67,7 @@ class End:
 
     outcome: str
     bad_step: int | None = None
-    early: bool = False
+    early: bool = False  # succeeded, perhaps too early
 
 
 class ControlPage:
@@ -79,12 +80,10 @@ class ControlPage:
     @classmethod
     def create(cls, path: str | os.PathLike[str]) -> ControlPage:
         """Write a fresh page at `path` and map it; a page that stood there stays with those who mapped it."""
-        target = Path(path)
-        aside = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-        aside.write_bytes(bytes(SIZE_BYTES))
-        page = cls._map(aside)
-        page._reset()
-        aside.replace(target)
+        with replacing(Path(path)) as aside:
+            aside.write_bytes(bytes(SIZE_BYTES))
+            page = cls._map(aside)
+            page._reset()
         return page
 
     @classmethod
