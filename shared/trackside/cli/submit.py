@@ -20,7 +20,7 @@ from trackside.errors import InvalidJob
 if TYPE_CHECKING:
     from trackside.cli.program import Found
     from trackside.config import Settings
-    from trackside.models import Job, JobSpec
+    from trackside.models import Job, JobSpec, Program
 
 
 class Device(StrEnum):
@@ -103,18 +103,59 @@ def submit(
 
     --json: the record, {"id", "name", "state", "spec", "created_at_ms", ...}.
     """
-    from trackside.cli import program
-    from trackside.ids import check_job_id, new_job_id
-    from trackside.models import JobSpec, Program
-
     settings = settings_of(ctx)
-    given = list(words or [])
-    if module is None and not given:
+    found = _find(words or [], module, root)
+    title = parse.name(name or found.name)
+    new_id = _id(job_id, title)
+    spec = _spec(
+        settings, found.program, params=parse.params(param or [], params_file, max_bytes=settings.params_max_bytes),
+        python=python, device=device, retries=retries, timeout=timeout, attempt_timeout=attempt_timeout,
+        stall_limit=stall_limit, priority=priority, after=after or [],
+    )  # fmt: skip
+    spec, data = _pack(settings, found, spec)
+    job = _enqueue(settings, new_id, title, spec, data)
+    if wait:
+        raise typer.Exit(_follow(settings, job, as_json=as_json))
+    _tell(job, as_json=as_json)
+
+
+def _find(words: list[str], module: str | None, root: Path | None) -> Found:
+    """The program that was meant; the words behind it are its own, behind a module all of them are."""
+    from trackside.cli import program
+
+    if module is not None:
+        return program.find(None, module, root, tuple(words))
+    if not words:
         raise InvalidJob("what shall run? Give a .py script, package.module:function, or -m module")
-    target = None if module is not None else given.pop(0)
-    spec = JobSpec(
-        program=Program(kind="script", target=""),
-        params=parse.params(param or [], params_file, max_bytes=settings.params_max_bytes),
+    return program.find(words[0], None, root, tuple(words[1:]))
+
+
+def _id(wanted: str | None, title: str) -> str:
+    from trackside.ids import check_job_id, new_job_id
+
+    return new_job_id(title) if wanted is None else check_job_id(wanted)
+
+
+def _spec(
+    settings: Settings,
+    program: Program,
+    *,
+    params: dict[str, Any],
+    python: Path | None,
+    device: Device,
+    retries: int | None,
+    timeout: str | None,
+    attempt_timeout: str | None,
+    stall_limit: str | None,
+    priority: Priority,
+    after: list[str],
+) -> JobSpec:
+    """What the options say, each one checked; the snapshot is still to come."""
+    from trackside.models import JobSpec
+
+    return JobSpec(
+        program=program,
+        params=params,
         python=None if python is None else _interpreter(python),
         device=device.value,
         retries=_retries(settings.retries if retries is None else retries),
@@ -122,38 +163,23 @@ def submit(
         attempt_timeout_s=None if attempt_timeout is None else parse.duration_s(attempt_timeout, "--attempt-timeout"),
         stall_limit_s=None if stall_limit is None else parse.stall_limit_s(stall_limit),
         priority=priority.value,
-        after=_parents(settings, after or []),
+        after=_parents(settings, after),
         submitted_by=who(),
     )
-    if job_id is not None:
-        check_job_id(job_id)
-    found = program.find(target, module, root, tuple(given))
-    title = parse.name(name or found.name)
-    spec, data = _pack(settings, found, spec)
-    job = _enqueue(settings, job_id or new_job_id(title), title, spec, data)
-    if as_json and not wait:
-        print_json(record(job))
-    elif not wait or not as_json:
-        print(job.id, flush=True)
-    if wait:
-        from trackside.cli.control import follow
-
-        raise typer.Exit(follow(open_store(settings), [job.id], limit_s=None, as_json=as_json))
-    say(f"follow it: trackside logs -f {job.id}")
 
 
 def _pack(settings: Settings, found: Found, spec: JobSpec) -> tuple[JobSpec, bytes | None]:
-    """The spec with its program and snapshot, and the snapshot's bytes."""
+    """The spec with its snapshot, and the snapshot's bytes."""
     if found.root is None:
         say("no folder is sent along: the module must be installed where the job runs")
-        return replace(spec, program=found.program), None
+        return spec, None
     from trackside.snapshots import pack
 
     home = settings.home.resolve()
     own = [f"/{home.relative_to(found.root)}/"] if found.root in home.parents else []
     snapshot = pack(found.root, max_bytes=settings.snapshot_max_bytes, extra_ignores=own)
     say(f"sending {snapshot.files} files of {found.root} ({size(len(snapshot.data))} packed)")
-    return replace(spec, program=found.program, snapshot=snapshot.sha256), snapshot.data
+    return replace(spec, snapshot=snapshot.sha256), snapshot.data
 
 
 def _enqueue(settings: Settings, job_id: str, name: str, spec: JobSpec, data: bytes | None) -> Job:
@@ -165,6 +191,23 @@ def _enqueue(settings: Settings, job_id: str, name: str, spec: JobSpec, data: by
             f"job {job_id!r} is there already, with another program, parameters or files ({known}): choose another --id"
         )
     return job
+
+
+def _follow(settings: Settings, job: Job, *, as_json: bool) -> int:
+    """Wait for its end; the exit code."""
+    from trackside.cli.control import follow
+
+    if not as_json:
+        print(job.id, flush=True)
+    return follow(open_store(settings), [job.id], limit_s=None, as_json=as_json)
+
+
+def _tell(job: Job, *, as_json: bool) -> None:
+    if as_json:
+        print_json(record(job))
+    else:
+        print(job.id, flush=True)
+    say(f"follow it: trackside logs -f {job.id}")
 
 
 def _parents(settings: Settings, texts: list[str]) -> tuple[str, ...]:
