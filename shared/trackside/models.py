@@ -73,6 +73,10 @@ class Reason(StrEnum):
     INVALID_JOB = "invalid_job"
 
 
+# Ends behind which nothing went wrong: the program was done, or somebody asked it to stop.
+GOOD_ENDS: Final = frozenset({Reason.SUCCEEDED, Reason.PREEMPTED, Reason.PAUSED, Reason.CANCELLED})
+
+
 class AttemptState(StrEnum):
     """Where an attempt is: given to a slot, claimed by its worker, over."""
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from trackside import line
-from trackside.models import Attempt, Job, Outcome, Reason
+from trackside import line, wording
+from trackside.models import GOOD_ENDS, Attempt, Job, Outcome
 from trackside.story import Sentence, obstacles, tell
 from trackside_dashboard import text
 from trackside_dashboard.snapshot import JobView, Snapshot
 
 STORY_MAX: Final = 300  # sentences shown; `trackside why` has them all
-_GOOD_ENDS: Final = frozenset({Reason.SUCCEEDED, Reason.PREEMPTED, Reason.PAUSED, Reason.CANCELLED})
 
 
 def story(snapshot: Snapshot, job: Job, view: JobView, now_ms: int) -> list[Sentence]:
@@ -32,7 +31,7 @@ def kept_off(snapshot: Snapshot, job: Job) -> list[str]:
 def bad_end(view: JobView) -> tuple[Attempt, str] | None:
     """The newest attempt that ended badly, and what is kept of it: a traceback, or what it was judged by."""
     for attempt in reversed(view.attempts):
-        if attempt.outcome is not None and attempt.outcome.reason not in _GOOD_ENDS:
+        if attempt.outcome is not None and attempt.outcome.reason not in GOOD_ENDS:
             return attempt, text.block(_evidence(attempt.outcome))
     return None
 
@@ -41,7 +40,7 @@ def _evidence(out: Outcome) -> str:
     failure = out.failure
     if failure is not None and failure.traceback:  # its last output has it too
         return failure.traceback
-    said = f"{failure.type or 'error'}: {failure.message or ''}" if failure is not None else ""
+    said = wording.error(failure) if failure is not None else ""
     parts = (out.detail or "", said if said != out.detail else "", *out.evidence)
     return "\n\n".join(part.strip("\n") for part in parts if part)
 
@@ -67,15 +66,12 @@ def attempt_rows(view: JobView, now_ms: int) -> list[dict[str, object]]:
         out = a.outcome
         start = a.started_at_ms
         steps = f"{text.count(out.first_step)} … {text.count(out.last_step)}" if out is not None else text.UNKNOWN
-        end = ([out.signal] if out and out.signal else []) + (
-            [f"exit {out.exit_code}"] if out and out.exit_code else []
-        )
         rows.append(
             {
                 "attempt": a.number,
                 "state": a.state.value,
                 "reason": out.reason.value.replace("_", " ") if out is not None else "",
-                "end": text.plain(", ".join([*end, *([out.detail] if out is not None and out.detail else [])]), 300),
+                "end": text.plain(wording.end(out), 300) if out is not None else "",
                 "slot": text.plain(a.slot, 60),
                 "started": start,
                 "ran": text.span(((a.ended_at_ms or now_ms) - start) / 1000) if start is not None else text.UNKNOWN,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 
 _RECENT_BATCHES: Final = 300
-_NO_FAILURES: Final = frozenset({"succeeded", "preempted", "paused", "cancelled"})
 
 
 def add_to(app: typer.Typer) -> None:
@@ -132,10 +130,9 @@ def last_points(attempt: int, batch: Batch) -> dict[str, dict[str, Any]]:
 
 
 def _facts(job: Job, row: dict[str, Any], now: int) -> None:
-    from trackside import line
+    from trackside import line, wording
 
     spec = job.spec
-    program = shlex.join([*(["-m"] if spec.program.kind == "module" else []), spec.program.target, *spec.program.argv])
     retry = None if job.retry_at_ms is None else f"in {span(max(0, job.retry_at_ms - now) / 1000)}"
     lines: list[tuple[str, object]] = [
         ("Job", job.id),
@@ -149,7 +146,7 @@ def _facts(job: Job, row: dict[str, Any], now: int) -> None:
         ("Last step", f"{span(row['last_step_s'])} ago" if row["last_step_s"] is not None else None),
         ("Speed", f"{row['steps_per_s']:.4g} steps/s" if row["steps_per_s"] is not None else None),
         ("Slot", job.slot),
-        ("Program", program),
+        ("Program", wording.program(spec)),
         ("Python", spec.python),
         ("Parameters", _params(spec.params)),
         ("Device", spec.device),
@@ -159,7 +156,7 @@ def _facts(job: Job, row: dict[str, Any], now: int) -> None:
         ("Retry of", spec.retry_of),
         ("Time limit", None if spec.timeout_s is None else span(spec.timeout_s)),
         ("Each attempt", None if spec.attempt_timeout_s is None else span(spec.attempt_timeout_s)),
-        ("Stall limit", _stall_limit(spec.stall_limit_s)),
+        ("Stall limit", None if spec.stall_limit_s is None else wording.stall_limit(spec.stall_limit_s, span)),
         ("Ran", span(job.ran_ms / 1000) if job.ran_ms else None),
         ("Submitted", f"{when(job.created_at_ms)} by {spec.submitted_by or 'somebody'}"),
         ("Ended", None if job.ended_at_ms is None else when(job.ended_at_ms)),
@@ -168,12 +165,6 @@ def _facts(job: Job, row: dict[str, Any], now: int) -> None:
     for title, value in lines:
         if value is not None:
             print(f"{title + ':':<13}{plain(value)}")
-
-
-def _stall_limit(limit_s: float | None) -> str | None:
-    if limit_s is None:
-        return None
-    return f"{span(limit_s)} without a step" if limit_s else "none: it is never taken for hung"
 
 
 def _params(params: dict[str, Any]) -> str | None:
@@ -192,6 +183,8 @@ def _attempts(attempts: list[Attempt], now: int) -> None:
 
 
 def _attempt_row(attempt: Attempt, now: int) -> tuple[object, ...]:
+    from trackside import wording
+
     outcome = attempt.outcome
     steps = None
     if outcome is not None and outcome.last_step is not None:
@@ -199,20 +192,19 @@ def _attempt_row(attempt: Attempt, now: int) -> tuple[object, ...]:
     start_ms = attempt.started_at_ms
     ran = age(start_ms, attempt.ended_at_ms or now)
     end = attempt.state.value if outcome is None else outcome.reason.value
-    details = []
-    if outcome is not None:
-        signal = outcome.signal or (f"exit {outcome.exit_code}" if outcome.exit_code else None)
-        details = [part for part in (signal, outcome.detail) if part]
     resumed = attempt.resumed_step
     return (
         attempt.number, attempt.slot, when(start_ms or attempt.assigned_at_ms), ran, end, steps,
-        None if resumed is None else f"step {resumed}", ": ".join(details) or None,
+        None if resumed is None else f"step {resumed}", None if outcome is None else wording.end(outcome) or None,
     )  # fmt: skip
 
 
 def _failure(attempts: list[Attempt]) -> None:
+    from trackside import wording
+    from trackside.models import GOOD_ENDS
+
     outcome = attempts[-1].outcome if attempts else None
-    if outcome is None or outcome.reason in _NO_FAILURES:
+    if outcome is None or outcome.reason in GOOD_ENDS:
         return
     failure, evidence = outcome.failure, outcome.evidence
     if failure is not None:
@@ -220,7 +212,7 @@ def _failure(attempts: list[Attempt]) -> None:
         if failure.traceback:  # the last output has it too
             print(block(failure.traceback).rstrip())
             return
-        print(plain(f"{failure.type or 'error'}: {failure.message or ''}"))
+        print(plain(wording.error(failure)))
     if evidence:
         print(f"\nEvidence of attempt {attempts[-1].number}")
         for text in evidence:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -186,9 +185,11 @@ def _enqueue(settings: Settings, job_id: str, name: str, spec: JobSpec, data: by
     """Put the job on the bus; an id that stands for something else is refused."""
     job = open_store(settings).submit(job_id, name, spec, data)
     if replace(job.spec, submitted_by=spec.submitted_by) != spec:
-        known = shlex.join([job.spec.program.target, *job.spec.program.argv])
+        from trackside import wording
+
         raise InvalidJob(
-            f"job {job_id!r} is there already, with another program, parameters or files ({known}): choose another --id"
+            f"job {job_id!r} is there already, with another program, parameters or files "
+            f"({wording.program(job.spec)}): choose another --id"
         )
     return job
 

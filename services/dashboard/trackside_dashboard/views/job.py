@@ -7,7 +7,7 @@ from functools import partial
 import pandas as pd
 import streamlit as st
 
-from trackside import line
+from trackside import line, wording
 from trackside.errors import InvalidJob
 from trackside.ids import check_job_id
 from trackside.models import Job, JobState
@@ -288,12 +288,12 @@ def submitted(job: Job) -> None:
     spec = job.spec
     facts = {
         "Id": job.id,
-        "Program": " ".join([spec.program.target, *spec.program.argv]),
+        "Program": wording.program(spec),
         "Device": spec.device,
         "Retries": str(spec.retries),
         "Time limit": text.span(spec.timeout_s) if spec.timeout_s else "none",
         "Limit of each attempt": text.span(spec.attempt_timeout_s) if spec.attempt_timeout_s else "none",
-        "Stall limit": _stall_limit(spec.stall_limit_s),
+        "Stall limit": wording.stall_limit(spec.stall_limit_s, text.span),
         "Priority": spec.priority,
         "After": ", ".join(spec.after) or "nothing",
         "Submitted": text.clock(job.created_at_ms, text.zone(live.browser_zone()), date=True),
@@ -303,12 +303,6 @@ def submitted(job: Job) -> None:
     }
     rows = [{"": text.plain(name, 60), "Value": text.plain(value, 400)} for name, value in facts.items()]
     st.dataframe(pd.DataFrame(rows), hide_index=True, placeholder="", key="submission", alt="What was submitted")
-
-
-def _stall_limit(limit_s: float | None) -> str:
-    if limit_s is None:
-        return "learned from its own steps"
-    return f"{text.span(limit_s)} without a step" if limit_s else "none"
 
 
 @live.part(None)

@@ -1,0 +1,42 @@
+"""The words that the command line and the dashboard share."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from trackside import wording
+from trackside.models import Failure, JobSpec, Outcome, Program, Reason
+
+
+@pytest.mark.parametrize(
+    ("program", "typed"),
+    [
+        (Program(kind="script", target="train.py", argv=("--note", "two words")), "train.py --note 'two words'"),
+        (Program(kind="module", target="pkg.train", argv=("-v",)), "-m pkg.train -v"),
+        (Program(kind="function", target="pkg.train:main"), "pkg.train:main"),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Program) else "",
+)
+def test_a_program_is_told_as_one_types_it(program: Program, typed: str) -> None:
+    told = wording.program(JobSpec(program=program))
+    assert told == typed
+    assert shlex.split(told)[-len(program.argv) :] == [*program.argv] or not program.argv
+
+
+def test_a_stall_limit_says_who_set_it() -> None:
+    def told(limit_s: float | None) -> str:
+        return wording.stall_limit(limit_s, lambda seconds: f"{seconds:g} s")
+
+    assert told(None) == "learned from its own steps"
+    assert told(90.0) == "90 s without a step"
+    assert told(0.0) == "none: it is never taken for hung"
+
+
+def test_an_end_tells_signal_or_exit_code_and_what_is_said_of_it() -> None:
+    assert wording.end(Outcome(reason=Reason.KILLED, signal="SIGKILL", detail="no memory")) == "SIGKILL: no memory"
+    assert wording.end(Outcome(reason=Reason.USER_ERROR, exit_code=3)) == "exit 3"
+    assert wording.end(Outcome(reason=Reason.SUCCEEDED, exit_code=0)) == ""
+    assert wording.error(Failure(type="ValueError", message="bad")) == "ValueError: bad"
+    assert wording.error(Failure(message="the server took it back")) == "error: the server took it back"
