@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from supervisor_harness import SLOT, SPEC, TIMES, Trainer, working
-from trackside.bus import keys
+from makers import SLOT
+from supervisor_harness import SPEC, TIMES, Trainer, working
+from trackside.bus import keys, streams
 from trackside.bus.client import Client, connect
 from trackside.config import Settings
-from trackside.models import Attempt, AttemptState, Job, JobState, Outcome, Reason
+from trackside.models import Attempt, AttemptState, Beat, Job, JobState, Outcome, Reason, Role
 from trackside.store import Store
 from trackside.testing import wait_until
+from trackside_supervisor.keeper import SureLease
 from trackside_supervisor.service import Supervisor
+from trackside_supervisor.standstill import OLDER, Standstill
 from trackside_supervisor.watch import Loss, Sight, lost
 
 OF_A_LATER_VERSION = b'"of a later version"'
@@ -201,3 +204,25 @@ def test_a_record_that_cannot_be_read_stops_its_own_job_only(
     with working(trainer):
         for job_id in ("a", "b", "child"):
             until(supervisor, store, job_id, JobState.SUCCEEDED)
+
+
+def test_a_standstill_that_could_not_be_told_is_told_with_the_next_look(
+    bus_urls: Mapping[str, str], store: Store, tmp_path: Path
+) -> None:
+    store.submit("j", "j", SPEC)
+    beat = Beat(
+        role=Role.WORKER, name=SLOT.id, host="h", pid=1, started_at_ms=0, at_ms=0, slot=SLOT.id, job="j", attempt=3
+    )
+    member = f"{Role.WORKER}:{SLOT.id}"
+    sight, jobs = Sight(now_ms=0, deadlines={member: 1}, beats={member: beat}, clear=True), {"j": store.job("j")}
+    compared = False
+    with connect(bus_urls["supervisor"]) as client:
+        lease = SureLease(client, "h-1", 60.0, lambda: compared)
+        assert lease.hold()
+        standstill = Standstill(Store(client, by="supervisor:h-1", lease=lease), tmp_path)
+        told = []
+        for compared in (False, True, True):
+            assert standstill.stands(jobs, sight) == {"j"}
+            told.append([event.cause for _, event in streams.history(client, "j")].count(OLDER))
+        lease.release()
+    assert told == [0, 1, 1]

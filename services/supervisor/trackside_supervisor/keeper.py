@@ -85,11 +85,12 @@ class Keeper:
         None: there was nothing new to look at. Raises BusError when the server goes away meanwhile, Conflict when the
         lease does.
         """
-        if self._compared == self._connections.settle() and (self._ledger is not None or not self._may_open()):
+        if self._compared == self._connections.settle() and (self._ledger is not None or not self._may_write()):
+            self._write_again()
             return None
         try:
             return self._compare()
-        except OSError as error:
+        except OSError as error:  # it cannot be read either, so there is nothing to compare with
             self._give_up(error)
             self._compared = self._connections.made
             return Verdict.WHOLE
@@ -97,11 +98,35 @@ class Keeper:
             self._compared = -1
             raise
 
-    def _may_open(self) -> bool:
+    def _may_write(self) -> bool:
         return self._retry_at_s is None or time.monotonic() >= self._retry_at_s
 
+    def _write_again(self) -> None:
+        """Catch up on a disk that did not take the ledger, now and then."""
+        ledger = self._ledger
+        if ledger is None or ledger.writes or not self._may_write():
+            return
+        try:
+            ledger.write_again()
+        except OSError as error:
+            self._give_up(error)
+            return
+        for job in ledger.live():
+            self._copy_snapshot(ledger, job.spec.snapshot)
+        if self._may_write():  # the disk took those too
+            self._retry_at_s = None
+
+    def _opened(self) -> Ledger:
+        """The ledger; where the disk takes nothing, as far as it was written: the server is compared all the same."""
+        try:
+            return Ledger.open(self._folder)
+        except OSError as error:
+            ledger = Ledger.read(self._folder)
+            self._give_up(error)
+            return ledger
+
     def _compare(self) -> Verdict:
-        ledger = self._ledger = self._ledger or Ledger.open(self._folder)
+        ledger = self._ledger = self._ledger or self._opened()
         look = None
         while look is None or not self.sure:
             self._compared = self._connections.made
@@ -134,7 +159,7 @@ class Keeper:
             first=first[0][0].decode() if first else None,
             events=events,
             known={job.id: job.attempt for job in live},
-            there={job.id: None if raw is None else int(raw) for job, raw in zip(live, there, strict=True)},
+            there={job.id: older.number(raw, otherwise=job.attempt) for job, raw in zip(live, there, strict=True)},
         )
 
     # -- taking in -------------------------------------------------------------------------------------------------
@@ -178,13 +203,12 @@ class Keeper:
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        """Go on without a ledger, and open it again later: what it lacks is then taken in."""
+        """Go on with a ledger that is in memory alone, and write it again later."""
         if self._retry_at_s is None:
             self._log.error("ledger_not_written", folder=str(self._folder), why=str(error))
         self._retry_at_s = time.monotonic() + _RETRY_S
         if self._ledger is not None:
-            self._ledger.close()
-        self._ledger = None
+            self._ledger.suspend()
 
     def _note(self, ledger: Ledger, jobs: Iterable[Job], cursor: str | None = None) -> None:
         here("before ledger")
@@ -195,7 +219,10 @@ class Keeper:
                 found.append(Kept(job=now.job, attempts=dict(now.attempts), history=list(now.history)))
                 self._copy_snapshot(ledger, now.job.spec.snapshot)
         if self.sure:  # else it may be a server with less that has answered
-            ledger.append(found, cursor=cursor)
+            try:
+                ledger.append(found, cursor=cursor)
+            except OSError as error:
+                self._give_up(error)
         here("after ledger")
 
     @staticmethod
@@ -206,12 +233,14 @@ class Keeper:
         return Wanted(job=job, first=known.first_open, after=known.last_id if known.history else "-")
 
     def _copy_snapshot(self, ledger: Ledger, sha256: str | None) -> None:
-        if sha256 is None or ledger.has_snapshot(sha256):
+        if sha256 is None or not ledger.writes or ledger.has_snapshot(sha256):
             return
         try:
             ledger.keep_snapshot(sha256, self._store.snapshot(sha256))
         except NotFound:
             self._log.warning("snapshot_gone", sha256=sha256)
+        except OSError as error:
+            self._give_up(error)
 
     def _take_news(self, ledger: Ledger) -> None:
         """Catch up with the events since the last one taken in."""

@@ -69,6 +69,7 @@ class Ledger:
         self.slots: tuple[Slot, ...] = ()
         self.away: tuple[Slot, ...] = ()  # cordoned ones that left in order: they are cordoned when they return
         self.breakers: tuple[Breaker, ...] = ()
+        self.writes = True  # False: the disk does not take it, so all is kept here alone for now
         self._path = folder / f"{os.getpid()}-{time.time_ns()}.jsonl"
         self._fd: int | None = None
         self._size = self._whole_size = 0
@@ -78,16 +79,22 @@ class Ledger:
     def open(cls, folder: Path) -> Ledger:
         """The ledger in this folder, with all that earlier writers left; a new one where there is none."""
         ledger = cls(folder)
-        (folder / "snapshots").mkdir(parents=True, exist_ok=True, mode=0o700)
+        ledger._make_folder()
         with ledger._locked():
             for cut_short in folder.glob("*.tmp"):  # whoever writes one holds the lock
                 cut_short.unlink(missing_ok=True)
-            old = sorted(folder.glob("*.jsonl"), key=lambda path: _order(_last_cursor(path)))
-            for path in old:
-                ledger._load(path)
+            old = ledger._load_all()
             ledger._write_whole()
             for path in old:
                 path.unlink(missing_ok=True)
+        return ledger
+
+    @classmethod
+    def read(cls, folder: Path) -> Ledger:
+        """The ledger in this folder where the disk takes nothing: it changes no file until it is written again."""
+        ledger = cls(folder)
+        ledger.writes = False
+        ledger._load_all()
         return ledger
 
     # -- reading ---------------------------------------------------------------------------------------------------
@@ -138,7 +145,20 @@ class Ledger:
             return
         for line in lines:
             self._apply(line)
-        self._write(b"".join(lines))
+        if self.writes:
+            self._write(b"".join(lines))
+
+    def suspend(self) -> None:
+        """Keep all that comes here alone, after the disk did not take it; the files stay as they are."""
+        self.writes = False
+        self.close()
+
+    def write_again(self) -> None:
+        """Write all that is known, after a time without a disk; raises OSError where it does not take it yet."""
+        self._make_folder()
+        with self._locked():
+            self._write_whole()
+        self.writes = True
 
     def close(self) -> None:
         """Let go of the file; what was written stays."""
@@ -217,6 +237,16 @@ class Ledger:
                 path.unlink(missing_ok=True)
 
     # -- files -----------------------------------------------------------------------------------------------------
+
+    def _make_folder(self) -> None:
+        (self.folder / "snapshots").mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def _load_all(self) -> list[Path]:
+        """Take in all that earlier writers left, the one that came furthest last."""
+        old = sorted(self.folder.glob("*.jsonl"), key=lambda path: _order(_last_cursor(path)))
+        for path in old:
+            self._load(path)
+        return old
 
     def _load(self, path: Path) -> None:
         dropped = 0

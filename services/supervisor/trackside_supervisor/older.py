@@ -205,6 +205,13 @@ def _taken(job: Job, theirs: Job, event: Event) -> tuple[CheckpointRef, ...]:
     return tuple(sorted((*new, *job.checkpoints), key=lambda ref: (ref.step, ref.attempt), reverse=True))
 
 
+def number(raw: bytes | None, *, otherwise: int | None) -> int | None:
+    """An attempt's number as it stands on the server, None where there is none; `otherwise` for what is no number."""
+    if raw is None:
+        return None
+    return int(raw) if raw.isdigit() else otherwise
+
+
 def order(entry: str) -> tuple[int, int]:
     """An event's id as it sorts."""
     at_ms, _, sequence = entry.partition("-")

@@ -14,7 +14,7 @@ from trackside import logs
 from trackside.bus import keys, streams
 from trackside.bus.client import Client, Pipeline
 from trackside.codec import decode_fields
-from trackside.errors import Conflict, IllegalTransition, NotFound
+from trackside.errors import Conflict, DecodeError, IllegalTransition, NotFound
 from trackside.models import Breaker, Event, EventKind, Slot
 from trackside.records import replace_hash
 from trackside.restoring import Held, Written, put_back
@@ -47,7 +47,10 @@ class Rebuild:
         for kept in sorted(ledger.jobs.values(), key=lambda kept: kept.job.created_at_ms):
             if not self._renew():
                 raise Conflict("another supervisor leads now, and goes on with the rebuild")
-            rebuilt += self._restore(kept)
+            try:
+                rebuilt += self._restore(kept)
+            except DecodeError as error:  # of one record, which is no reason to leave all others as they are
+                self._log.error("job_not_rebuilt", job=kept.job.id, why=error.message)
             here("rebuilding")
         self._restore_slots()
         here("after rebuild")
@@ -56,7 +59,7 @@ class Rebuild:
     def _restore(self, kept: Kept) -> bool:
         """Write one job back; whether anything was missing."""
         job_id, sha256 = kept.job.id, kept.job.spec.snapshot
-        archive = self._ledger.snapshot(sha256) if sha256 is not None else None
+        archive = self._snapshot(sha256) if sha256 is not None else None
         if sha256 is not None and archive is not None:
             self._client.set(keys.snapshot(sha256), archive, nx=True)
         ours = Held(job=kept.job, attempts=kept.attempts, history=tuple(kept.history))
@@ -75,6 +78,13 @@ class Rebuild:
         self._log.warning("job_rebuilt", job=job_id, attempt=kept.job.attempt)
         self._ask_again(job_id, asked)
         return True
+
+    def _snapshot(self, sha256: str) -> bytes | None:
+        try:
+            return self._ledger.snapshot(sha256)
+        except OSError as error:  # its job's records are worth more
+            self._log.error("snapshot_unreadable", sha256=sha256, why=str(error))
+            return None
 
     def _told(self, merged: older.Merged, now: int) -> Event:
         job, gap = merged.held.job, merged.gap

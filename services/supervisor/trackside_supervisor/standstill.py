@@ -14,10 +14,10 @@ from typing import Any, Final
 
 from trackside import logs
 from trackside.bus import keys
-from trackside.errors import TracksideError
+from trackside.errors import DecodeError, TracksideError
 from trackside.models import EventKind, Job, JobState, Role
 from trackside.store import Change, Store
-from trackside_supervisor.older import ahead
+from trackside_supervisor.older import ahead, number
 from trackside_supervisor.watch import Sight
 
 OLDER: Final = "server is older"
@@ -71,7 +71,7 @@ class Standstill:
             for job_id in folders:
                 pipe.hget(keys.job(job_id), "attempt")
             for job_id, raw in zip(folders, pipe.execute() if folders else (), strict=True):
-                there[job_id] = None if raw is None else int(raw)
+                there[job_id] = number(raw, otherwise=folders[job_id])  # nothing is done about that job anyway
         self._on_disk = ahead(there, folders.items())
         unknown = sorted(job_id for job_id in folders if there[job_id] is None)
         if unknown:
@@ -85,19 +85,23 @@ class Standstill:
         there |= {job.id: job.attempt for job in self._store.jobs(missing)} if missing else {}
         on_disk = [(job_id, number) for job_id, number in self._on_disk.items() if job_id in jobs]
         found = ahead(there, [*carried, *on_disk])
-        for job_id, number in found.items():
-            if self._told.get(job_id) != number:
-                newest = max((number for each, number in carried if each == job_id), default=None)
+        told: dict[str, int] = {}
+        for job_id, given in found.items():
+            if self._told.get(job_id) != given:
+                newest = max((each for name, each in carried if name == job_id), default=None)
                 facts = Facts(there=there.get(job_id) or 0, carried=newest, on_disk=dict(on_disk).get(job_id))
-                self._tell(job_id, facts, known=there.get(job_id) is not None)
-        self._told = found
+                if not self._tell(job_id, facts, known=there.get(job_id) is not None):
+                    continue
+            told[job_id] = given
+        self._told = told
         return {job_id for job_id in found if job_id in jobs and jobs[job_id].state is not JobState.CANCELLING}
 
-    def _tell(self, job_id: str, facts: Facts, *, known: bool) -> None:
+    def _tell(self, job_id: str, facts: Facts, *, known: bool) -> bool:
+        """Whether it is told; what the server did not take is told again with the next look."""
         there = facts.there if known else None
         self._log.error("server_is_older", job=job_id, attempt=judge(facts), known=there, todo=_TODO)
         if not known:
-            return
+            return True
 
         def turn(job: Job, now_ms: int) -> Change | None:
             now = replace(facts, there=job.attempt)
@@ -113,6 +117,8 @@ class Standstill:
             self._store.change(job_id, turn)
         except TracksideError as error:
             self._log.warning("not_told", job=job_id, why=error.message)
+            return isinstance(error, DecodeError)  # such a record takes nothing
+        return True
 
 
 def _carried(sight: Sight) -> Iterator[tuple[str, int]]:
