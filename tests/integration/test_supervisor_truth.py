@@ -215,13 +215,13 @@ def test_a_standstill_that_could_not_be_told_is_told_with_the_next_look(
     )
     member = f"{Role.WORKER}:{SLOT.id}"
     sight, jobs = Sight(now_ms=0, deadlines={member: 1}, beats={member: beat}, clear=True), {"j": store.job("j")}
-    compared = False
+    compared = iter((False, True, True))
     with connect(bus_urls["supervisor"]) as client:
-        lease = SureLease(client, "h-1", 60.0, lambda: compared)
+        lease = SureLease(client, "h-1", 60.0, lambda: next(compared))
         assert lease.hold()
         standstill = Standstill(Store(client, by="supervisor:h-1", lease=lease), tmp_path)
         told = []
-        for compared in (False, True, True):
+        for _ in range(3):
             assert standstill.stands(jobs, sight) == {"j"}
             told.append([event.cause for _, event in streams.history(client, "j")].count(OLDER))
         lease.release()
