@@ -10,7 +10,7 @@ from trackside_trainer import evidence
 from trackside_trainer.asking import Asking
 from trackside_trainer.ending import CRASHES, Exit, end_of_page, judge, loader_was_killed
 from trackside_trainer.folders import Folders
-from trackside_trainer.gpugate import LastLook
+from trackside_trainer.gpulooks import LastLook
 from trackside_trainer.shipping import end_record
 from trackside_trainer.watchdog import Hung
 

@@ -9,33 +9,30 @@ from __future__ import annotations
 import os
 import select
 import time
-from typing import Any, Final, cast
+from typing import Any, Final
 
-from trackside import logs, processes
+from trackside import logs
 from trackside.bus import beats, queue
-from trackside.bus.client import ResponseError, bus_errors, connect
+from trackside.bus.client import bus_errors, connect
 from trackside.config import Settings
-from trackside.errors import DecodeError, Fenced, InvalidJob, NotFound, ServerBehind
-from trackside.ids import parse_rq_job_id
-from trackside.models import AttemptState, Beat, Job, Reason, Role, Slot
+from trackside.errors import NotFound, ServerBehind
+from trackside.models import Beat, Job, Reason, Role, Slot
 from trackside.sdk import disk
 from trackside.store import Store
 from trackside_trainer import slotfiles
 from trackside_trainer.attempt import BACKUP, COMPLAIN_S, AttemptRun, Stage
 from trackside_trainer.diskgate import DiskGate
-from trackside_trainer.folders import newest_attempt
-from trackside_trainer.gpugate import Gate
+from trackside_trainer.gpulooks import FirstLook
+from trackside_trainer.intake import Intake
 from trackside_trainer.patience import Patience
 from trackside_trainer.stuck import StuckGate
-from trackside_trainer.worker import STRANGE, Carried, SlotWorker
+from trackside_trainer.worker import Carried, SlotWorker
 
 _IDLE_WAIT_S: Final = 0.2  # of one wait for work; signals and beats are looked at in between
 _COMMAND_LIMIT_S: Final = 1.0
+_CLOSED_WAIT_S: Final = 0.2
 _DISK_WAIT_S: Final = 1.0
-_STUCK_WAIT_S: Final = 0.2
 _PREPARE_LOOK_S: Final = 0.005
-# What can be wrong with an id that stands on our queue, other than the connection.
-_REFUSED: Final = (InvalidJob, NotFound, Fenced, DecodeError, ResponseError, ValueError, *STRANGE)
 
 
 class Work:
@@ -50,12 +47,12 @@ class Work:
         self._agent = slotfiles.agent_lock(settings.home)
         self._run: AttemptRun | None = None
         self._begun = False
-        self._gate = Gate(slot, limit_s=settings.gpu_free_wait_s)
+        self._gpu = FirstLook(slot, limit_s=settings.gpu_free_wait_s)
         self._disk = DiskGate((settings.data_dir, settings.home / "run" / "slots"))
-        self._stuck = StuckGate(settings.home, slot.id)
+        gates = (self._disk, StuckGate(settings.home, slot.id))
+        self._intake = Intake(settings, slot, self._store, self._rq, gates)
         self._alone = False  # in RQ's lists
         self._carried: Carried | None = None
-        self._look_for_left = True  # in the intermediate list: a worker may have died between taking and claiming
         self._stop_asked = self._stopping = False
         self._stop_by_s: float | None = None
         self._agent_seen_s = time.monotonic()
@@ -71,8 +68,8 @@ class Work:
 
     def run(self) -> int:
         """Work until asked to stop. In order: take nothing more, stop the attempt and report it, leave the books."""
-        self._stuck.passes()
         self._log.info("worker_started", rq_name=self._rq.name, pid=os.getpid())
+        self._takes_work()  # so that the first beat tells it
         while not self._may_leave():
             self._heed_signals()
             self._beat_when_due()
@@ -149,7 +146,7 @@ class Work:
             job=run.job_id if run is not None else None,
             attempt=run.number if run is not None else None,
             stopping=self._stopping,
-            blocked=self._disk.words or self._stuck.words,
+            blocked=self._intake.blocked,
             **vitals,
         )
         # RQ's own heartbeat goes the same way: on a bad line each round trip counts.
@@ -175,7 +172,7 @@ class Work:
             try:
                 self._begun = self._bus.call(lambda: self._begin(run)) or False
             except (NotFound, ServerBehind) as error:  # its record and snapshot come back first
-                self._wait_for_records(run.job_id, error.message)
+                self._wait_for_records(error)
                 return
             if not self._begun:
                 run.tick(self._bus)
@@ -194,20 +191,20 @@ class Work:
         if run.stage is Stage.DONE:
             self._finish(run)
 
-    def _wait_for_records(self, job_id: str, why: str) -> None:
+    def _wait_for_records(self, error: NotFound | ServerBehind) -> None:
         """The server has lost records: what would be done without them is done when they are back."""
         now_s = time.monotonic()
         if now_s >= self._complain_at_s:
             self._complain_at_s = now_s + COMPLAIN_S
-            self._log.error("server_is_behind", job=job_id, why=why, todo=BACKUP)
+            self._log.error("server_is_behind", job=error.facts.get("job"), why=error.message, todo=BACKUP)
         self._pause(self._settings.control_poll_s)
 
     def _gpu_is_free(self, run: AttemptRun) -> bool:
         """Whether the attempt may begin, or end unbegun; while it waits it heeds what people ask of it."""
-        if self._stopping or run.asked or self._gate.passes():
+        if self._stopping or run.asked or self._gpu.is_free():
             return True
-        if self._gate.refused is not None:
-            run.stop(Reason.PREEMPTED, self._gate.refused)
+        if self._gpu.refused is not None:
+            run.stop(Reason.PREEMPTED, self._gpu.refused)
             return True
         run.tick(self._bus)
         self._pause(self._settings.ship_s)
@@ -221,8 +218,7 @@ class Work:
     def _block(self, error: OSError) -> None:
         """Take nothing more for now; the beat says so before the attempt is given back, or it comes here again."""
         self._disk.close(error)
-        self._next_beat_s = 0.0
-        self._log.error("slot_blocked", why=self._disk.words)
+        self._takes_work()
 
     def _finish(self, run: AttemptRun) -> None:
         """Close RQ's books too; while the server is away the slot waits with it, there is no work to take anyway."""
@@ -242,7 +238,7 @@ class Work:
         except OSError as error:  # whoever finds it once this worker has ended sees that the attempt is over
             self._log.error("taken_not_removed", path=str(run.taken_path), why=str(error))
         self._run = self._carried = None
-        self._nobody_is_stuck()  # before the beat says that the slot is free
+        self._takes_work()  # before the beat says that the slot is free
         self._next_beat_s = 0.0
 
     # -- taking ----------------------------------------------------------------------------------------------------
@@ -252,123 +248,37 @@ class Work:
         if (wait_s := self._bus.wait_s()) > 0:
             self._pause(wait_s)
             return
-        if self._disk.words is not None and not self._opened():
-            self._pause(_DISK_WAIT_S)
+        if not self._takes_work():
+            self._pause(_CLOSED_WAIT_S)
             return
-        if not self._nobody_is_stuck():
-            self._pause(_STUCK_WAIT_S)
-            return
-        if self._bus.away:
-            self._look_for_left = True  # a reply that was lost may have moved an id
-        if self._look_for_left:
-            self._look_for_left = self._bus.call(self._put_back_left) is None
-            return
-        raw = self._bus.call(self._wait_for_id)
-        if raw is None:
-            return
+        wait_s = max(0.01, min(_IDLE_WAIT_S, self._next_beat_s - time.monotonic()))
         try:
-            accepted = self._bus.call(lambda: self._accept(raw))
+            taken = self._bus.call(lambda: self._intake.take(wait_s))
+        except ServerBehind as error:
+            self._wait_for_records(error)
         except OSError as error:  # the disk does not take our note: the attempt waits in the queue meanwhile
             self._log.error("disk_failed", why=str(error))
-            accepted = None
             if error.errno in disk.FAILING:
                 self._block(error)
             else:
                 self._pause(_DISK_WAIT_S)
-        if accepted is None:
-            self._look_for_left = True
+        else:
+            if taken is not None:
+                self._carry(*taken)
 
-    def _opened(self) -> bool:
-        """Whether the disk takes something again."""
-        if not self._disk.passes():
-            return False
-        self._next_beat_s = 0.0
-        self._log.info("slot_open_again")
-        return True
-
-    def _nobody_is_stuck(self) -> bool:
-        """Whether no process of an earlier attempt is left on the slot; the beat tells it where one is."""
-        before = self._stuck.words
-        free = self._stuck.passes()
-        if self._stuck.words != before:
+    def _takes_work(self) -> bool:
+        """Whether the slot takes work now; the beat tells at once when that changes."""
+        before = self._intake.blocked
+        takes = self._intake.is_open()
+        if self._intake.blocked != before:
             self._next_beat_s = 0.0
-            self._log.warning("slot_open_again" if free else "slot_blocked", why=self._stuck.words)
-        return free
+        return takes
+
+    def _carry(self, job: Job, rq_job: queue.AttemptJob) -> None:
+        self._run = AttemptRun(self._settings, self._store, self._slot, job, seen_by=f"worker:{self._slot.id}")
+        self._carried, self._begun = Carried(self._rq, rq_job, self._slot.id), False
+        self._gpu.begin()
+        self._next_beat_s = 0.0
 
     def _pause(self, seconds: float) -> None:
         select.poll().poll(max(1, int(1000 * min(seconds, self._settings.beat_s))))
-
-    def _wait_for_id(self) -> bytes | None:
-        wait_s = max(0.01, min(_IDLE_WAIT_S, self._next_beat_s - time.monotonic()))
-        target = self._rq.own_queue
-        return cast(bytes | None, self._client.blmove(target.key, target.intermediate_queue_key, wait_s))  # type: ignore[arg-type]  # redis-py says int; the server takes fractions
-
-    def _put_back_left(self) -> bool:
-        target = self._rq.own_queue
-        for raw in cast(list[bytes], self._client.lrange(target.intermediate_queue_key, 0, -1)):
-            with self._client.pipeline() as pipe:
-                pipe.lrem(target.intermediate_queue_key, 1, cast(Any, raw))
-                pipe.lpush(target.key, raw)
-                pipe.execute()
-        return True
-
-    def _accept(self, raw: bytes) -> bool:
-        """Claim the attempt behind an RQ job id; whatever is not this slot's to run is refused before any import."""
-        rq_id = raw.decode("utf-8", "replace")
-        try:
-            rq_job, job_id, number = self._checked(rq_id)
-            job = self._claimed(job_id, number)
-        except ServerBehind as error:
-            self._look_for_left = True
-            self._wait_for_records(rq_id, error.message)
-            return False
-        except _REFUSED as error:
-            self._refuse(rq_id, error)
-            return True
-        self._run = AttemptRun(self._settings, self._store, self._slot, job, seen_by=f"worker:{self._slot.id}")
-        self._carried, self._begun = Carried(self._rq, rq_job, self._slot.id), False
-        self._gate.close()
-        self._next_beat_s = 0.0
-        return True
-
-    def _checked(self, rq_id: str) -> tuple[queue.AttemptJob, str, int]:
-        job_id, number = parse_rq_job_id(rq_id)
-        rq_job = self._rq.fetch(rq_id)
-        job = self._store.job(job_id)
-        if job.attempt != number or job.slot != self._slot.id:
-            raise Fenced(f"attempt {number} of {job_id!r} is not given to this slot")
-        return rq_job, job_id, number
-
-    def _claimed(self, job_id: str, number: int) -> Job:
-        """Say on the disk that we have it, before the store does: whoever finds us dead can then end it."""
-        home = self._settings.home
-        self._check_never_ran(job_id, number)
-        path = slotfiles.taken_path(home, job_id, number, os.getpid())
-        slotfiles.TakenAttempt(
-            slot=self._slot.id,
-            job=job_id,
-            attempt=number,
-            attempt_dir=str(self._settings.data_dir / "jobs" / job_id / "attempts" / str(number)),
-            worker_pid=os.getpid(),
-            worker_started=processes.start_time(os.getpid()) or 0,
-        ).write(path)
-        try:
-            return self._store.claim(job_id, number, worker_pid=os.getpid())
-        except Fenced:
-            path.unlink(missing_ok=True)
-            raise
-
-    def _check_never_ran(self, job_id: str, number: int) -> None:
-        """Raise ServerBehind where this attempt, or a later one, has run here: the server has forgotten it."""
-        ran = newest_attempt(self._settings.data_dir, job_id)
-        if ran < number or self._store.attempt(job_id, number).state is not AttemptState.ASSIGNED:
-            return
-        raise ServerBehind(
-            f"the server gives out attempt {number} of {job_id!r}, and attempt {ran} of it has run here: {BACKUP}",
-            job=job_id,
-        )
-
-    def _refuse(self, rq_id: str, error: Exception) -> None:
-        self._log.warning("rq_job_refused", rq_job=rq_id[:100], why=str(error) or type(error).__name__)
-        with bus_errors():
-            queue.drop(self._rq.connection, rq_id, self._slot.id, f"refused: {error}")

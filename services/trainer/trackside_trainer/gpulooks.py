@@ -19,8 +19,11 @@ _AGAIN_S: Final = 0.25
 _GONE_S: Final = 5.0  # long enough for the agent to block the slot, so that the attempt does not come straight back
 
 
-class Gate:
-    """Lets an attempt pass once its slot's GPU is free. A slot without a GPU has an open gate."""
+class FirstLook:
+    """Whether a slot's GPU is free for the attempt that is to start; a slot without one is.
+
+    One for all attempts of a slot: what is used on its GPU without work is learned over time.
+    """
 
     def __init__(self, slot: Slot, *, limit_s: float) -> None:
         self._uuid = slot.gpu_uuid
@@ -28,31 +31,31 @@ class Gate:
         self._seen = Seen()
         self._look: GpuLook | None = None
         self._next_s = self._until_s = 0.0
-        self._open = True
+        self._free = True
         self._words = ""
         self.refused: str | None = None  # why the attempt is to be handed back
 
-    def close(self) -> None:
-        """Another attempt comes: its GPU is to be looked at."""
-        self._open = self._uuid is None
+    def begin(self) -> None:
+        """Another attempt comes: the GPU is to be looked at."""
+        self._free = self._uuid is None
         self._until_s = time.monotonic() + self._limit_s
         self._next_s, self._words, self.refused = 0.0, "the driver does not answer: try `nvidia-smi`", None
 
-    def passes(self) -> bool:
+    def is_free(self) -> bool:
         """Whether the attempt may begin; asked again and again, and never waits."""
-        if self._open or self.refused is not None:
-            return self._open
+        if self._free or self.refused is not None:
+            return self._free
         now_s = time.monotonic()
         if self._look is None and now_s >= self._next_s:
             self._look = GpuLook(limit_s=_LOOK_LIMIT_S)
         if self._look is not None and self._look.done:
-            self._open, self.refused = self._judged(self._look.gpus, now_s)
+            self._free, self.refused = self._judged(self._look.gpus, now_s)
             self._look, self._next_s = None, now_s + _AGAIN_S
-        return self._open
+        return self._free
 
     def _judged(self, gpus: list[dict[str, Any]] | None, now_s: float) -> tuple[bool, str | None]:
         """Whether the attempt may begin, and why it is to be handed back; neither: it waits."""
-        assert self._uuid is not None  # noqa: S101 -- else it is open
+        assert self._uuid is not None  # noqa: S101 -- else it is free
         if gpus is not None:
             verdict, self._seen = judge(gpus, self._uuid, self._seen, now_s)
             if verdict.state is State.FREE:
