@@ -15,6 +15,7 @@ from trackside.bus.client import Pipeline
 from trackside.errors import Fenced
 from trackside.jobcontrol import JobControl
 from trackside.jobstore import Change, check_not_behind
+from trackside.line import FREE_SLOT
 from trackside.models import Attempt, AttemptState, CheckpointRef, EventKind, Job, JobState, Outcome, Slot
 
 __all__ = ["CHECKPOINTS_KEPT", "Change", "Store", "check_not_behind"]
@@ -121,7 +122,8 @@ class Store(JobControl):
             if ran is None:  # nobody saw its process start
                 ran = now - attempt.started_at_ms if attempt.started_at_ms is not None else 0
             ended = replace(attempt, state=AttemptState.ENDED, ended_at_ms=now, outcome=outcome)
-            new = replace(job, slot=None, reason=outcome.reason, ran_ms=job.ran_ms + ran)
+            detail = FREE_SLOT if job.state is JobState.QUEUED else job.detail  # it had not been claimed
+            new = replace(job, slot=None, reason=outcome.reason, ran_ms=job.ran_ms + ran, detail=detail)
             told = {
                 "slot": attempt.slot,
                 "last_step": outcome.last_step,

@@ -13,6 +13,7 @@ from supervisor_harness import SPEC, TIMES, Trainer, working
 from trackside.bus import keys, streams
 from trackside.bus.client import Client, connect
 from trackside.config import Settings
+from trackside.line import FREE_SLOT
 from trackside.models import Attempt, AttemptState, Beat, Job, JobState, Outcome, Reason, Role
 from trackside.store import Store
 from trackside.testing import wait_until
@@ -204,6 +205,28 @@ def test_a_record_that_cannot_be_read_stops_its_own_job_only(
     with working(trainer):
         for job_id in ("a", "b", "child"):
             until(supervisor, store, job_id, JobState.SUCCEEDED)
+
+
+def test_a_job_that_its_worker_never_claimed_is_not_said_to_be_given_to_it(
+    client: Client, store: Store, supervisor: Supervisor
+) -> None:
+    store.submit("j", "j", SPEC)
+    trainer = Trainer(client, {})
+
+    def given() -> bool:
+        trainer.beat()
+        supervisor.tick()
+        return store.job("j").slot == SLOT.id
+
+    wait_until(given, 10, "j was given to nobody")
+
+    def taken_back() -> bool:  # its worker's host has fallen silent, and there is no other slot
+        supervisor.tick()
+        return store.job("j").slot is None
+
+    wait_until(taken_back, 20, "nobody noticed that it was not claimed")
+    job = store.job("j")
+    assert (job.state, job.attempt, job.reason, job.detail) == (JobState.QUEUED, 1, Reason.LOST, FREE_SLOT)
 
 
 def test_a_standstill_that_could_not_be_told_is_told_with_the_next_look(
