@@ -8,20 +8,15 @@ with a short path.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from trackside.bus.acl import USERS
+from server_harness import TESTER_RULES, emptied, short_home
 from trackside.errors import ServerError
 from trackside.server import EmbeddedServer, ServerBinary, choose_binary
-
-# May do everything; exists on test servers only, to look behind the scenes and to clean up.
-TESTER_RULES = ("~*", "&*", "+@all")
 
 
 def pytest_configure() -> None:
@@ -49,37 +44,27 @@ def server_binary() -> ServerBinary:
         pytest.skip(str(error))
 
 
-def _short_home() -> Path:
-    # pytest's own temporary paths are too long for a unix socket.
-    return Path(tempfile.mkdtemp(prefix="ts-"))
-
-
 @pytest.fixture
 def fresh_home() -> Iterator[Path]:
     """An empty home, removed afterwards."""
-    home = _short_home()
-    yield home
-    shutil.rmtree(home, ignore_errors=True)
+    with short_home() as home:
+        yield home
 
 
 @pytest.fixture(scope="session")
 def redis_server(server_binary: ServerBinary) -> Iterator[EmbeddedServer]:
     """One server for all tests that do not stop it."""
-    home = _short_home()
-    with EmbeddedServer(home, binary=server_binary, extra_users={"tester": TESTER_RULES}) as server:
+    with (
+        short_home() as home,
+        EmbeddedServer(home, binary=server_binary, extra_users={"tester": TESTER_RULES}) as server,
+    ):
         yield server
-    shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.fixture
 def bus_urls(redis_server: EmbeddedServer) -> Mapping[str, str]:
     """URL by user (those of `acl.USERS`, and `tester`, who may do everything); the bus is empty."""
-    import redis
-
-    urls = {user: redis_server.url(user) for user in (*USERS, "tester")}
-    with redis.Redis.from_url(urls["tester"]) as client:
-        client.flushall()
-    return urls
+    return emptied(redis_server)
 
 
 @pytest.fixture

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
+from server_harness import TESTER_RULES, emptied, short_home, urls_by_user
 from supervisor_harness import FORK, supervise
 from trackside.bus import beats, queue, streams
-from trackside.bus.acl import USERS
 from trackside.bus.client import connect
 from trackside.config import Settings
 from trackside.errors import NotFound
@@ -207,12 +205,20 @@ class Trainer:
 @contextmanager
 def server_and_trainer(binary: ServerBinary, **settings: float) -> Iterator[tuple[EmbeddedServer, Trainer]]:
     """A trainer with a server of its own, which may be stopped, frozen or killed."""
-    home = Path(tempfile.mkdtemp(prefix="ts-"))
-    with EmbeddedServer(home, binary=binary, extra_users={"tester": ("~*", "&*", "+@all")}) as server:
-        urls = {user: server.url(user) for user in (*USERS, "tester")}
-        with Trainer(home / "trainer", urls, settings=settings) as trainer:
-            yield server, trainer
-    shutil.rmtree(home, ignore_errors=True)
+    with (
+        short_home() as home,
+        EmbeddedServer(home, binary=binary, extra_users={"tester": TESTER_RULES}) as server,
+        Trainer(home / "trainer", urls_by_user(server), settings=settings) as trainer,
+    ):
+        yield server, trainer
+
+
+@contextmanager
+def trainer_on(server: EmbeddedServer, **settings: float) -> Iterator[Trainer]:
+    """A trainer with a home of its own on a server that others use too, once all data is removed from that."""
+    urls = emptied(server)
+    with short_home() as home, Trainer(home, urls, settings=settings) as trainer:
+        yield trainer
 
 
 def kill(pid: int) -> None:

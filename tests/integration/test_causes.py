@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
-import redis
 
-from trackside.bus.acl import USERS
 from trackside.bus.client import now_ms
 from trackside.models import AttemptState, Job, Program, Reason
 from trackside.server import EmbeddedServer
@@ -28,20 +23,15 @@ from trackside.testing import wait_until
 from trackside_trainer import stuck
 from trackside_trainer.ending import loader_was_killed
 from trackside_trainer.shipping import end_record
-from trainer_harness import Trainer, kill, steps_script
+from trainer_harness import Trainer, kill, steps_script, trainer_on
 
 OUTPUT: Final = "last output:\n"
 
 
 @pytest.fixture(scope="module")
 def trainer(redis_server: EmbeddedServer) -> Iterator[Trainer]:
-    urls = {user: redis_server.url(user) for user in (*USERS, "tester")}
-    with redis.Redis.from_url(urls["tester"]) as client:
-        client.flushall()
-    home = Path(tempfile.mkdtemp(prefix="ts-"))
-    with Trainer(home, urls, settings={"stop_grace_s": 5, "restart_intensity": 50}) as trainer:
+    with trainer_on(redis_server, stop_grace_s=5, restart_intensity=50) as trainer:
         yield trainer
-    shutil.rmtree(home, ignore_errors=True)
 
 
 def nothing(trainer: Trainer, job: Job) -> None:

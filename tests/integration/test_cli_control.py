@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +11,6 @@ from cli_world import SLOT, SPEC, World
 from trackside.jobstore import Change
 from trackside.line import FREE_SLOT
 from trackside.models import Breaker, BreakerState, JobState, Outcome, Reason
-from trackside.server import EmbeddedServer
-
-
-@pytest.fixture
-def world(redis_server: EmbeddedServer, bus_urls: Mapping[str, str]) -> World:
-    return World.at(redis_server.home, bus_urls)
 
 
 @pytest.fixture

@@ -20,11 +20,6 @@ from trackside.testing import wait_until
 LIMIT_S = 20
 
 
-@pytest.fixture
-def world(redis_server: EmbeddedServer, bus_urls: Mapping[str, str]) -> World:
-    return World.at(redis_server.home, bus_urls)
-
-
 def _finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=LIMIT_S)
     return process.returncode, out, err

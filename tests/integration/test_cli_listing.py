@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,12 +16,6 @@ from trackside.bus.client import now_ms
 from trackside.cli.app import app
 from trackside.codec import encode
 from trackside.models import Batch, Beat, JobState, Role, Slot
-from trackside.server import EmbeddedServer
-
-
-@pytest.fixture
-def world(redis_server: EmbeddedServer, bus_urls: Mapping[str, str]) -> World:
-    return World.at(redis_server.home, bus_urls)
 
 
 def test_ls_shows_where_each_job_is_newest_first(world: World) -> None:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,11 +29,6 @@ from trackside.processes import boot, start_time
 from trackside.server import EmbeddedServer, url_for
 from trackside.testing import wait_until
 from trackside_trainer.slots import parse
-
-
-@pytest.fixture
-def world(redis_server: EmbeddedServer, bus_urls: Mapping[str, str]) -> World:
-    return World.at(redis_server.home, bus_urls)
 
 
 def _beat(world: World, role: Role, host: str) -> None:

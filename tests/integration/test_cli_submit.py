@@ -12,13 +12,7 @@ import pytest
 from cli_world import World, start
 from trackside.bus import keys
 from trackside.models import Program
-from trackside.server import EmbeddedServer
 from trackside.snapshots import unpack
-
-
-@pytest.fixture
-def world(redis_server: EmbeddedServer, bus_urls: Mapping[str, str]) -> World:
-    return World.at(redis_server.home, bus_urls)
 
 
 @pytest.fixture
@@ -109,6 +103,19 @@ def test_the_same_submission_again_adds_nothing_and_another_one_is_refused(world
     error = world.run("submit", "train.py", "--id", "run-1", "--", "--other", code=2).err
     assert "there already" in error
     assert world.store.job("run-1").spec.program.argv == ()
+
+
+def test_a_submission_that_waits_ends_with_its_job(world: World, project: Path) -> None:
+    again = ("submit", "train.py", "--id", "run-1", "--wait")
+    world.run(*again[:-1])
+    world.store.cancel("run-1")
+
+    told = world.run(*again, code=1)
+    assert told.out == "run-1\n"
+    assert told.err.splitlines()[-1].startswith("run-1: cancelled")
+    assert "follow it" not in told.err
+    (job,) = world.run(*again, "--json", code=1).json["jobs"]
+    assert job["state"] == "cancelled"
 
 
 @pytest.mark.parametrize(

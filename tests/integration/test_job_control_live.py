@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,29 +25,15 @@ FAILING = TRAIN.replace(
 OPTIONS = ("--slots", "cpu:1", "--no-dashboard")
 
 
-@pytest.fixture
-def home() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="ts-"))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> Path:
-    path = tmp_path / "train.py"
-    path.write_text(TRAIN)
-    return path
-
-
 def succeeded(system: System, job_id: str) -> tuple[str, dict[int, float]]:
     assert system.ended(job_id).state is JobState.SUCCEEDED, system.job(job_id)
     return system.summary(job_id)["digest"], system.series(job_id, "loss")
 
 
 def test_a_paused_job_stays_paused_through_a_restart_of_everything_and_ends_as_if_never_paused(
-    home: Path, script: Path
+    fresh_home: Path, script: Path
 ) -> None:
-    with running_system(home, *OPTIONS) as system:
+    with running_system(fresh_home, *OPTIONS) as system:
         undisturbed = succeeded(system, system.submit(script, args=(*ARGS, "--step-ms", "0")))
         job_id = system.submit(script, args=DISTURBED)
         system.stepping(job_id, 130)
@@ -62,7 +45,7 @@ def test_a_paused_job_stays_paused_through_a_restart_of_everything_and_ends_as_i
         before = system.job(job_id)
         assert before.checkpoints[0].step == outcome.last_step, "the pause lost steps"
         assert before.slot is None
-    with running_system(home, *OPTIONS) as system:
+    with running_system(fresh_home, *OPTIONS) as system:
         # Another job takes the slot, so the supervisor has looked at everything and placed what was to be placed.
         other = system.submit(script, args=("--steps", "5"))
         assert system.ended(other).state is JobState.SUCCEEDED
@@ -74,8 +57,8 @@ def test_a_paused_job_stays_paused_through_a_restart_of_everything_and_ends_as_i
         assert second.resumed_step == first.outcome.last_step, "steps were done again"
 
 
-def test_a_resumed_job_goes_back_to_the_checkpoint_that_was_named(home: Path, script: Path) -> None:
-    with running_system(home, *OPTIONS) as system:
+def test_a_resumed_job_goes_back_to_the_checkpoint_that_was_named(fresh_home: Path, script: Path) -> None:
+    with running_system(fresh_home, *OPTIONS) as system:
         undisturbed = succeeded(system, system.submit(script, args=(*ARGS, "--step-ms", "0")))
         job_id = system.submit(script, args=DISTURBED)
         system.stepping(job_id, 130)
@@ -88,10 +71,12 @@ def test_a_resumed_job_goes_back_to_the_checkpoint_that_was_named(home: Path, sc
         assert (system.attempts(job_id)[1].resumed_step or 0) >= 100  # more, where the kill came late
 
 
-def test_a_retried_job_goes_on_from_the_failed_ones_checkpoints_and_ends_the_same(home: Path, script: Path) -> None:
-    with running_system(home, *OPTIONS, backoff_first_s="0.1") as system:
+def test_a_retried_job_goes_on_from_the_failed_ones_checkpoints_and_ends_the_same(
+    fresh_home: Path, script: Path
+) -> None:
+    with running_system(fresh_home, *OPTIONS, backoff_first_s="0.1") as system:
         digest, series = succeeded(system, system.submit(script, args=(*ARGS, "--step-ms", "0")))
-        marker = home / "mended"
+        marker = fresh_home / "mended"
         text = FAILING.replace("Path('MENDED')", f"Path({str(marker)!r})")
         failing = script.with_name("failing.py")
         failing.write_text(text)
@@ -113,10 +98,10 @@ def test_a_retried_job_goes_on_from_the_failed_ones_checkpoints_and_ends_the_sam
         assert system.job(old).state is JobState.FAILED
 
 
-def test_a_slot_whose_jobs_crash_rests_and_its_self_test_brings_it_back(home: Path, script: Path) -> None:
+def test_a_slot_whose_jobs_crash_rests_and_its_self_test_brings_it_back(fresh_home: Path, script: Path) -> None:
     crash = script.with_name("crash.py")
     crash.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
-    with running_system(home, *OPTIONS, breaker_after="2", breaker_first_s="0.5", breaker_max_s="1") as system:
+    with running_system(fresh_home, *OPTIONS, breaker_after="2", breaker_first_s="0.5", breaker_max_s="1") as system:
         for _ in range(2):
             assert system.ended(system.submit(crash, "--retries", "0")).state is JobState.FAILED
         job_id = system.submit(script, args=("--steps", "5"))
@@ -127,7 +112,7 @@ def test_a_slot_whose_jobs_crash_rests_and_its_self_test_brings_it_back(home: Pa
         assert system.attempts(job_id)[0].assigned_at_ms >= (probe.ended_at_ms or 0)
 
 
-def test_a_cancelled_job_that_ignores_everything_leaves_no_process(home: Path, script: Path) -> None:
+def test_a_cancelled_job_that_ignores_everything_leaves_no_process(fresh_home: Path, script: Path) -> None:
     stubborn = script.with_name("stubborn.py")
     stubborn.write_text(
         "import signal, subprocess, sys, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -135,7 +120,7 @@ def test_a_cancelled_job_that_ignores_everything_leaves_no_process(home: Path, s
         "signal.SIG_IGN); time.sleep(600)'], start_new_session=True)\nprint(child.pid, flush=True)\n"
         "while True:\n    time.sleep(0.1)\n"
     )
-    with running_system(home, *OPTIONS, stop_grace_s="0.5") as system:
+    with running_system(fresh_home, *OPTIONS, stop_grace_s="0.5") as system:
         job_id = system.submit(stubborn)
         wait_until(lambda: system.output(job_id).strip().isdigit(), 30, "it did not start its child")
         pid = int(system.output(job_id))
@@ -146,8 +131,10 @@ def test_a_cancelled_job_that_ignores_everything_leaves_no_process(home: Path, s
             system.kill(pid, signal.SIGCONT)
 
 
-def test_supervisors_that_die_right_after_each_assignment_lose_and_double_nothing(home: Path, script: Path) -> None:
-    with running_system(home, *OPTIONS, backoff_first_s="0.1", crash_at="after assign:1") as system:
+def test_supervisors_that_die_right_after_each_assignment_lose_and_double_nothing(
+    fresh_home: Path, script: Path
+) -> None:
+    with running_system(fresh_home, *OPTIONS, backoff_first_s="0.1", crash_at="after assign:1") as system:
         first = wait_until(lambda: system.beat(Role.SUPERVISOR), 10, "no supervisor beats")
         assert first is not None
         undisturbed = succeeded(system, system.submit(script, args=(*ARGS, "--step-ms", "0")))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from server_harness import short_home
 from system import TRAIN, System, running_system
 from trackside.models import EventKind, JobState, Role
 
@@ -20,12 +19,9 @@ BOUND = 10_000  # bytes: about 150 steps
 
 @pytest.fixture(scope="module")
 def system() -> Iterator[System]:
-    home = Path(tempfile.mkdtemp(prefix="ts-"))
-    with running_system(
-        home, "--slots", "cpu:1", "--no-dashboard", backoff_first_s="0.2", journal_max_bytes=str(BOUND)
-    ) as system:
+    settings = {"backoff_first_s": "0.2", "journal_max_bytes": str(BOUND)}
+    with short_home() as home, running_system(home, "--slots", "cpu:1", "--no-dashboard", **settings) as system:
         yield system
-    shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

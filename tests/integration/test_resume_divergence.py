@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from server_harness import short_home
 from system import System, running_system
 from trackside.cli.throwaway import QUICK
 from trackside.models import EventKind, JobState, Reason
@@ -26,14 +24,10 @@ for step in run.steps(80):
 
 @pytest.fixture(scope="module")
 def system() -> Iterator[System]:
-    home = Path(tempfile.mkdtemp(prefix="ts-"))
-    try:
-        with running_system(home, "--no-dashboard", "--slots", "cpu:2", **QUICK) as system:
-            (home / "project").mkdir()  # the folder of a script is sent along, and the home is none to send
-            (home / "project" / "train.py").write_text(TRAIN)
-            yield system
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
+    with short_home() as home, running_system(home, "--no-dashboard", "--slots", "cpu:2", **QUICK) as system:
+        (home / "project").mkdir()  # the folder of a script is sent along, and the home is none to send
+        (home / "project" / "train.py").write_text(TRAIN)
+        yield system
 
 
 def rules(system: System, job_id: str) -> list[str | None]:

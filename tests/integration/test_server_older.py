@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from chaos.proxy import Proxy
-from system import TRAIN, System, running_system
+from system import System, running_system
 from trackside import oracle, witness
 from trackside.cli.faults import frozen
 from trackside.models import Beat, Event, EventKind, Job, JobState, Reason, Role
@@ -33,13 +33,6 @@ QUICK = {
 STEPS = 400
 SLOWLY = ("--step-ms", "25")  # a command, or the death of a server, has to come before the end on a busy machine too
 WAITED_S = 60.0
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> Path:
-    path = tmp_path / "train.py"
-    path.write_text(TRAIN)
-    return path
 
 
 @contextmanager

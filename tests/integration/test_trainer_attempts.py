@@ -5,43 +5,29 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 import pytest
-import redis
 
 from trackside.bus import queue, streams
-from trackside.bus.acl import USERS
 from trackside.models import AttemptState, EventKind, JobState, Reason, Slot
 from trackside.server import EmbeddedServer
 from trackside.testing import wait_until
-from trainer_harness import Trainer, kill, lives, steps_script
+from trainer_harness import Trainer, kill, lives, steps_script, trainer_on
 
 OUTPUT_LIMIT = 200_000
 
 
 @pytest.fixture(scope="module")
-def urls(redis_server: EmbeddedServer) -> Mapping[str, str]:
-    found = {user: redis_server.url(user) for user in (*USERS, "tester")}
-    with redis.Redis.from_url(found["tester"]) as client:
-        client.flushall()
-    return found
-
-
-@pytest.fixture(scope="module")
-def trainer(urls: Mapping[str, str]) -> Iterator[Trainer]:
-    home = Path(tempfile.mkdtemp(prefix="ts-"))
-    with Trainer(home, urls, settings={"output_max_bytes": OUTPUT_LIMIT}) as trainer:
+def trainer(redis_server: EmbeddedServer) -> Iterator[Trainer]:
+    with trainer_on(redis_server, output_max_bytes=OUTPUT_LIMIT) as trainer:
         yield trainer
-    shutil.rmtree(home, ignore_errors=True)
 
 
 def test_an_attempt_succeeds_and_all_it_said_is_on_the_bus_in_order(trainer: Trainer) -> None:
@@ -181,7 +167,7 @@ def test_the_next_attempt_goes_on_from_the_accepted_checkpoint(trainer: Trainer)
     assert EventKind.RESTORED in kinds
 
 
-def test_the_script_sees_no_address_and_no_password(trainer: Trainer, urls: Mapping[str, str]) -> None:
+def test_the_script_sees_no_address_and_no_password(trainer: Trainer) -> None:
     script = """
 import os, subprocess
 print(dict(os.environ))
@@ -192,7 +178,7 @@ print(sorted(os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self
     trainer.ended(job)
     said = trainer.output(job)
 
-    password = urlsplit(urls["trainer"]).password or "no password"
+    password = urlsplit(trainer.urls["trainer"]).password or "no password"
     assert password not in said
     assert "REDIS" not in said
     assert "socket:" not in said
@@ -304,10 +290,10 @@ def test_numbers_and_progress_are_in_the_beat(trainer: Trainer) -> None:
     trainer.ended(job)
 
 
-def test_rq_info_tells_the_truth_and_harms_nothing(trainer: Trainer, urls: Mapping[str, str]) -> None:
+def test_rq_info_tells_the_truth_and_harms_nothing(trainer: Trainer) -> None:
     job = trainer.assign(steps_script(10_000, 0.01))
     pid = trainer.running(job)
-    rq_info = [sys.executable, "-m", "rq.cli", "info", "--url", urls["tester"]]
+    rq_info = [sys.executable, "-m", "rq.cli", "info", "--url", trainer.urls["tester"]]
     told = subprocess.run(
         [*rq_info, "--queue-class", "trackside.bus.queue.AttemptQueue"], capture_output=True, text=True, timeout=30
     )

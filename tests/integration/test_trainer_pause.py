@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import redis
 
 from trackside.bus import streams
-from trackside.bus.acl import USERS
 from trackside.models import Job, JobState, Reason
 from trackside.server import EmbeddedServer
 from trackside.testing import wait_until
-from trainer_harness import Trainer, kill, steps_script
+from trainer_harness import Trainer, kill, steps_script, trainer_on
 
 GRACE_S = 0.5
 LONG_S = 1.5  # of a step, a save: longer than the grace
@@ -25,20 +21,10 @@ STALL_S = 3.0
 
 
 @pytest.fixture(scope="module")
-def urls(redis_server: EmbeddedServer) -> Mapping[str, str]:
-    found = {user: redis_server.url(user) for user in (*USERS, "tester")}
-    with redis.Redis.from_url(found["tester"]) as client:
-        client.flushall()
-    return found
-
-
-@pytest.fixture(scope="module")
-def trainer(urls: Mapping[str, str]) -> Iterator[Trainer]:
-    home = Path(tempfile.mkdtemp(prefix="ts-"))
+def trainer(redis_server: EmbeddedServer) -> Iterator[Trainer]:
     settings = {"stop_grace_s": GRACE_S, "stall_limit_s": STALL_S, "stall_floor_s": STALL_S, "save_limit_s": STALL_S}
-    with Trainer(home, urls, settings=settings) as trainer:
+    with trainer_on(redis_server, **settings) as trainer:
         yield trainer
-    shutil.rmtree(home, ignore_errors=True)
 
 
 TRAINS = """

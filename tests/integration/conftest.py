@@ -1,0 +1,26 @@
+"""Fixtures for several of the integration tests: a seeded bus under the command line, and a script to submit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from cli_world import World
+from system import TRAIN
+from trackside.server import EmbeddedServer
+
+
+@pytest.fixture
+def world(redis_server: EmbeddedServer, bus_urls: Mapping[str, str]) -> World:
+    """The shared server's home and an empty bus."""
+    return World.at(redis_server.home, bus_urls)
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    """`TRAIN` in a folder that may be sent along."""
+    path = tmp_path / "train.py"
+    path.write_text(TRAIN)
+    return path
