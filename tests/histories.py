@@ -1,21 +1,20 @@
-"""A run in order, as the oracle sees it, and ways to change it."""
+"""A run in order, as the oracle sees it, and ways to change it and to break each promise in it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
+from makers import a_checkpoint, a_job, an_attempt, an_event
 from trackside.models import (
     Attempt,
     AttemptState,
     Batch,
-    CheckpointRef,
     Event,
     EventKind,
-    Job,
-    JobSpec,
     JobState,
     Outcome,
-    Program,
     Reason,
 )
 from trackside.oracle import Entry, Expected, JobHistory, Proof, Sample
@@ -26,15 +25,13 @@ SERIES: dict[str, dict[int, float | str]] = {"loss": {1: 0.5, 2: 0.4, 3: 0.3, 4:
 
 
 def event(kind: EventKind, at_ms: int, attempt: int | None = None, **fields: object) -> Event:
-    return Event(kind=kind, at_ms=at_ms, job=JOB, attempt=attempt, **fields)  # type: ignore[arg-type]  # test data
+    return an_event(kind, at_ms, attempt, job=JOB, **fields)
 
 
 def attempt(number: int, reason: Reason, last_step: int, resumed_step: int | None = None) -> Attempt:
     outcome = Outcome(reason=reason, last_step=last_step)
-    return Attempt(
-        job=JOB, number=number, state=AttemptState.ENDED, slot="s", host="h", assigned_at_ms=0, outcome=outcome,
-        resumed_step=resumed_step,
-    )  # fmt: skip
+    ended = AttemptState.ENDED
+    return an_attempt(number, job=JOB, state=ended, slot="s", outcome=outcome, resumed_step=resumed_step)
 
 
 def entry(number: int, sequence: int, steps: tuple[int, ...] = (), summary: dict[str, str] | None = None) -> Entry:
@@ -61,11 +58,10 @@ EVENTS = (
     event(EventKind.ENDED, 2010, 2, cause="succeeded"),
     event(EventKind.TRANSITION, 2010, 2, old=R, new=S),
 )
-REF = CheckpointRef(name="step-2", step=2, attempt=1, digest="d", storage="disk")
+REF = a_checkpoint(2, name="step-2")
 GOOD = JobHistory(
-    job=Job(
-        id=JOB, name="train", state=S, spec=JobSpec(program=Program(kind="script", target="train.py")),
-        created_at_ms=1000, changed_at_ms=2010, attempt=2, reason=Reason.SUCCEEDED, checkpoints=(REF,),
+    job=a_job(
+        JOB, 1000, name="train", state=S, changed_at_ms=2010, attempt=2, reason=Reason.SUCCEEDED, checkpoints=(REF,)
     ),
     attempts=(attempt(1, Reason.KILLED, 3), attempt(2, Reason.SUCCEEDED, 4, resumed_step=2)),
     events=EVENTS,
@@ -105,3 +101,51 @@ def expecting(each: JobHistory, **fields: object) -> JobHistory:
 
 def with_entries(each: JobHistory, *entries: Entry) -> JobHistory:
     return replace(each, entries=entries)
+
+
+class Broken(NamedTuple):
+    """A way to break a promise in a job's history, and the promise."""
+
+    invariant: str
+    plant: Callable[[JobHistory], JobHistory]
+
+
+BROKEN = {
+    "ended twice": Broken("I1", lambda h: with_event(h, event(EventKind.TRANSITION, 2011, 2, old=S, new=S))),
+    "never ended": Broken("I1", lambda h: replace(h, job=replace(h.job, state=R))),
+    "an end without an event": Broken("I1", lambda h: without_event(h, -1 + len(EVENTS))),
+    "runs on after its end": Broken("I1", lambda h: with_event(h, event(EventKind.STARTED, 2011, 3))),
+    "another end than due": Broken("I1", lambda h: expecting(h, states=frozenset({JobState.FAILED}))),
+    "a stale entry": Broken("I3", lambda h: with_entries(h, *h.entries, entry(1, 20, (4,)))),
+    "an entry twice": Broken("I3", lambda h: with_entries(h, *h.entries, h.entries[-1])),
+    "an entry of an unknown attempt": Broken("I3", lambda h: with_entries(h, *h.entries, entry(3, 0))),
+    "a stale checkpoint": Broken("I3", lambda h: with_event(h, event(EventKind.CHECKPOINT, 1600, 1), at=10)),
+    "a missing attempt": Broken("I4", lambda h: replace(h, attempts=h.attempts[1:])),
+    "a start twice": Broken("I4", lambda h: with_event(h, event(EventKind.STARTED, 1512, 2), at=10)),
+    "an end twice": Broken("I4", lambda h: with_event(h, event(EventKind.ENDED, 1011, 1, cause="lost"), at=6)),
+    "two reasons for one end": Broken("I4", lambda h: changed_event(h, 5, cause="lost")),
+    "an attempt left open": Broken(
+        "I4", lambda h: replace(h, attempts=(replace(h.attempts[0], state=AttemptState.RUNNING), h.attempts[1])),
+    ),
+    "too many attempts": Broken("I4", lambda h: expecting(h, attempts_max=1)),
+    "a wrong cause of death": Broken("I4", lambda h: expecting(h, reasons=(frozenset({Reason.LOST}),))),
+    "a step twice in one attempt": Broken("I5", lambda h: with_entries(h, *h.entries, entry(2, 20, (4,)))),
+    "a missing step": Broken("I5", lambda h: with_entries(h, *h.entries[:3], entry(2, 10, (3,), {"digest": "x"}))),
+    "a wrong value": Broken("I5", lambda h: expecting(h, series={"loss": {**SERIES["loss"], 4: 9.0}})),
+    "a step too many": Broken("I5", lambda h: expecting(h, series={"loss": {1: 0.5, 2: 0.4, 3: 0.3}})),
+    "a damaged checkpoint": Broken("I6", lambda h: replace(h, proofs=(Proof(name="step-2", there=True, error="cut"),))),
+    "no checkpoint left": Broken("I6", lambda h: replace(h, proofs=(Proof(name="step-2", there=False),))),
+    "too much redone": Broken("I7", lambda h: expecting(h, redo_max=0)),
+    "steps lost at a graceful stop": Broken(
+        "I7", lambda h: replace(h, attempts=(attempt(1, Reason.PREEMPTED, 3), h.attempts[1])),
+    ),
+    "another result": Broken("I8", lambda h: expecting(h, summary={"digest": "y"})),
+    "a wait beyond the envelope": Broken("I12", lambda h: changed_event(h, 6, data={"wait_s": 5.0, "barren": 0})),
+    "a retry before its time": Broken("I12", lambda h: changed_event(h, 8, at_ms=1200)),
+    "submitted twice": Broken("I16", lambda h: with_event(h, EVENTS[0], at=1)),
+    "a checkpoint accepted twice": Broken("I16", lambda h: with_event(h, EVENTS[4], at=5)),
+    "a move from nowhere": Broken("I17", lambda h: changed_event(h, 10, old=W)),
+    "a move that is not legal": Broken("I17", lambda h: changed_event(h, 12, old=R, new=W)),
+    "a record that no event made": Broken("I17", lambda h: replace(h, job=replace(h.job, attempt=3))),
+    "a checkpoint that no event accepted": Broken("I17", lambda h: without_event(h, 4)),
+}  # fmt: skip

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+from makers import SLOT, SPEC
 from trackside.bus.client import Pipeline
-from trackside.models import CheckpointRef, Job, JobSpec, JobState, Program, Slot
+from trackside.models import Job, JobState
 from trackside.store import Store
-
-SPEC = JobSpec(program=Program(kind="script", target="train.py"))
-SLOT = Slot(id="h-cpu0", host="h", kind="cpu", storage="disk")
 
 
 def push_nothing(_: Pipeline, __: Job) -> None:
@@ -22,7 +20,3 @@ def started(store: Store, job_id: str = "j") -> Job:
 
 def moved(store: Store, job_id: str, state: JobState) -> Job:
     return store.change(job_id, lambda job, now: store.moved(job, state, now, cause="test", detail=None))
-
-
-def a_checkpoint(step: int, attempt: int = 1) -> CheckpointRef:
-    return CheckpointRef(name=f"step-{step}-a{attempt}", step=step, attempt=attempt, digest="d", storage="disk")

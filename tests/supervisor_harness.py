@@ -15,6 +15,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Self
 
+import makers
+from makers import SLOT, a_checkpoint
 from trackside.bus import beats, streams
 from trackside.bus.client import Client, connect
 from trackside.config import Settings
@@ -22,15 +24,11 @@ from trackside.errors import Conflict
 from trackside.models import (
     AttemptState,
     Beat,
-    CheckpointRef,
     Event,
-    JobSpec,
     JobState,
     Outcome,
-    Program,
     Reason,
     Role,
-    Slot,
 )
 from trackside.store import Store
 from trackside_supervisor import crashpoints, service
@@ -38,8 +36,7 @@ from trackside_supervisor.replay import differs, replay
 
 FORK = multiprocessing.get_context("fork")
 
-SPEC = JobSpec(program=Program(kind="script", target="train.py"), retries=9)
-SLOT = Slot(id="h-cpu0", host="h", kind="cpu", storage="disk")
+SPEC = replace(makers.SPEC, retries=9)
 BREAKER_AFTER = 2
 TIMES = {
     # A TTL that a busy machine keeps up with: only test_supervisor_truth waits for a silence.
@@ -123,9 +120,7 @@ class Trainer:
             script = self.scripts.get(job.id, (Reason.SUCCEEDED,))
             reason = script[min(job.attempt, len(script)) - 1]
             if job.attempt == 2:
-                name = f"step-{job.attempt}"
-                ref = CheckpointRef(name=name, step=job.attempt, attempt=job.attempt, digest="d", storage="disk")
-                self.store.accept_checkpoint(job.id, job.attempt, ref)
+                self.store.accept_checkpoint(job.id, job.attempt, a_checkpoint(job.attempt, job.attempt))
             if reason is Reason.LOST:
                 self.held, self.pid = (job.id, job.attempt), self.pid + 1
                 continue

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from store_world import SLOT, SPEC, a_checkpoint, moved, push_nothing, started
+from makers import SLOT, SPEC, a_checkpoint
+from store_world import moved, push_nothing, started
 from trackside.bus import keys, streams
 from trackside.bus.client import connect
 from trackside.errors import Fenced, IllegalTransition, InvalidJob, NotFound, ServerBehind

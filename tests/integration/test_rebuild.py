@@ -12,9 +12,9 @@ from pathlib import Path
 import orjson
 import pytest
 
+from makers import SLOT
 from supervisor_harness import (
     SCRIPTS,
-    SLOT,
     SPEC,
     TIMES,
     WANTED,

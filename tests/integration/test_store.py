@@ -15,7 +15,8 @@ from typing import cast
 import pytest
 import redis
 
-from store_world import SLOT, SPEC, a_checkpoint, moved, push_nothing, started
+from makers import SLOT, SPEC, a_checkpoint
+from store_world import moved, push_nothing, started
 from trackside.bus import beats, keys, streams
 from trackside.bus.client import Client, connect
 from trackside.bus.leases import Lease

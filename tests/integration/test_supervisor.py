@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from makers import SLOT
 from supervisor_harness import (
     BREAKER_AFTER,
     SCRIPTS,
-    SLOT,
     SPEC,
     WANTED,
     Supervisors,

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from store_world import SLOT, SPEC, push_nothing
+from makers import SLOT, SPEC
+from store_world import push_nothing
 from supervisor_harness import everything, replay_all
 from trackside.bus.client import connect
 from trackside.config import Settings

@@ -8,17 +8,15 @@ from typing import Any, cast
 
 import pytest
 
+from makers import SLOT, SPEC, a_checkpoint
 from trackside.bus import keys, streams
 from trackside.bus.client import connect
 from trackside.errors import BusError
-from trackside.models import Batch, CheckpointRef, EventKind, Job, JobSpec, JobState, Outcome, Program, Reason, Slot
+from trackside.models import Batch, EventKind, Job, JobState, Outcome, Reason
 from trackside.sdk.journal import JournalWriter
 from trackside.store import Store
 from trackside_trainer.earlier import EarlierCurves
 from trackside_trainer.folders import Folders
-
-SPEC = JobSpec(program=Program(kind="script", target="train.py"))
-SLOT = Slot(id="h-cpu0", host="h", kind="cpu", storage="disk")
 
 
 @pytest.fixture
@@ -33,8 +31,7 @@ def in_its_third_attempt(store: Store, bus_urls: Mapping[str, str], data: Path) 
     for number in (1, 2):
         started(store, boss, number, resumed_step=9 if number > 1 else None)
         journal(data, number)
-        at = CheckpointRef(name=f"step-9-a{number}", step=9, attempt=number, digest="d", storage="disk")
-        store.accept_checkpoint("j", number, at)
+        store.accept_checkpoint("j", number, a_checkpoint(9, number))
         ended(store, boss, number)
     job = started(store, boss, 3)
     store.client.delete(keys.metrics("j"))
@@ -125,7 +122,7 @@ def test_an_attempt_that_did_no_step_takes_none_from_the_one_before(
     boss.submit("j", "j", SPEC)
     started(store, boss, 1)
     journal(tmp_path, 1)
-    at = CheckpointRef(name="step-9-a1", step=9, attempt=1, digest="d", storage="disk")
+    at = a_checkpoint(9)
     store.accept_checkpoint("j", 1, at)
     ended(store, boss, 1)
     started(store, boss, 2)  # and dies before it has restored anything

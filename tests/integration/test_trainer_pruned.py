@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from makers import SLOT, SPEC
 from trackside.bus.client import connect
-from trackside.models import JobSpec, Program, Slot
 from trackside.store import Store
 from trackside_trainer.folders import Folders
 from trackside_trainer.shipping import JournalTail
@@ -16,8 +16,8 @@ DIGEST = "0" * 64
 
 def test_only_what_is_there_is_accepted(bus_urls: Mapping[str, str], fresh_home: Path) -> None:
     store = Store(connect(bus_urls["supervisor"]), by="supervisor:test")
-    store.submit("j", "j", JobSpec(program=Program(kind="script", target="train.py")))
-    store.assign("j", Slot(id="h-cpu0", host="h", kind="cpu", storage="disk"), lambda _, __: None)
+    store.submit("j", "j", SPEC)
+    store.assign("j", SLOT, lambda _, __: None)
     store.claim("j", 1, worker_pid=10)
     folders = Folders(data=fresh_home, job="j", attempt=1)
     folders.root.mkdir(parents=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from makers import SLOT
 from trackside.bus import beats
 from trackside.bus.client import connect
 from trackside.config import Settings
-from trackside.models import Beat, Role, Slot
+from trackside.models import Beat, Role
 from trackside_trainer.agent import Agent
 
 
@@ -20,7 +21,7 @@ def test_beats_of_workers_that_died_with_their_agent_are_taken_back(
         beat = Beat(role=Role.WORKER, name=slot, host="h", pid=1, started_at_ms=1, at_ms=0, slot=slot)
         beats.publish(client, beat, 60.0)
     settings = Settings.from_environ({"HOME": str(fresh_home)}, home=fresh_home)
-    slots = [Slot(id="h-cpu0", host="h", kind="cpu", storage="disk")]
+    slots = [SLOT]
 
     Agent(settings, slots, bus_urls["trainer"], "h", "disk").adopt()
 

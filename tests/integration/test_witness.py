@@ -10,20 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from makers import SLOT, SPEC, a_checkpoint
 from trackside import witness
 from trackside.bus import beats
 from trackside.bus.client import connect
 from trackside.cli.remembering import RememberingStore
 from trackside.errors import IllegalTransition, NotFound
-from trackside.models import Beat, CheckpointRef, JobSpec, JobState, Outcome, Program, Reason, Role, Slot
+from trackside.models import Beat, CheckpointRef, JobState, Outcome, Reason, Role
 from trackside.oracle import History, verdict
 from trackside.sdk.checkpoints import CheckpointStore
 from trackside.sdk.context import ENVIRONMENT
 from trackside.store import Store
 from trackside.testing import wait_until
 
-SPEC = JobSpec(program=Program(kind="script", target="train.py"))
-SLOT = Slot(id="h-cpu0", host="h", kind="cpu", storage="disk")
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
 
@@ -70,7 +69,7 @@ def over(store: Store, number: int = 1) -> None:
 
 def accept(store: Store, home: Path, step: int) -> CheckpointRef:
     written = CheckpointStore(home / "jobs" / "j" / "checkpoints", 1).write(step, {"a": lambda out: out.write(b"a")})
-    ref = CheckpointRef(name=written.name, step=step, attempt=1, digest=written.digest, storage="disk")
+    ref = a_checkpoint(step, name=written.name, digest=written.digest)
     store.accept_checkpoint("j", 1, ref)
     return ref
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from makers import SLOT, a_job
 from trackside.ids import check_job_id
-from trackside.models import Breaker, BreakerState, Job, JobSpec, JobState, Program, Reason, Slot
+from trackside.models import Breaker, BreakerState, JobSpec, Reason, Slot
 from trackside.retry import rest_s
 from trackside_supervisor.breaker import CRASHES, Limits, observe, probe_id, probing, rested, takes, unanswered
 from trackside_supervisor.placement import place
@@ -17,12 +18,6 @@ from trackside_supervisor.placement import place
 LIMITS = Limits(after=5, rest_s=lambda openings: 10.0 * openings)
 NOW = 1_000_000
 CLOSED = Breaker(slot="h-cpu0")
-SLOT = Slot(id="h-cpu0", host="h", kind="cpu", storage="disk-a")
-
-
-def a_job(name: str = "j", at_ms: int = 0) -> Job:
-    spec = JobSpec(program=Program(kind="script", target="t.py"))
-    return Job(id=name, name=name, state=JobState.QUEUED, spec=spec, created_at_ms=at_ms, changed_at_ms=0)
 
 
 def after(*ends: tuple[str, Reason], start: Breaker = CLOSED) -> Breaker:

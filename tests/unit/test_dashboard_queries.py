@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from makers import SPEC
 from trackside.models import (
     Attempt,
     AttemptState,
@@ -16,10 +17,8 @@ from trackside.models import (
     EventKind,
     Failure,
     Job,
-    JobSpec,
     JobState,
     Outcome,
-    Program,
     Reason,
     Role,
     Slot,
@@ -28,7 +27,6 @@ from trackside_dashboard import life, queries, text
 from trackside_dashboard.snapshot import JobView, Latest, Snapshot
 
 NOW = 1_700_000_000_000
-SPEC = JobSpec(program=Program(kind="script", target="train.py"))
 JOB = Job(
     id="a-1", name="first", state=JobState.RUNNING, spec=SPEC, created_at_ms=NOW - 60_000, changed_at_ms=NOW - 5_000,
     attempt=1, slot="s-0",

@@ -7,40 +7,38 @@ from pathlib import Path
 
 import pytest
 
+import makers
 from full_disk import full_disk
+from makers import a_checkpoint, a_job, an_attempt
 from trackside.models import (
     Attempt,
     AttemptState,
     Breaker,
     BreakerState,
-    CheckpointRef,
     Event,
     EventKind,
     Job,
-    JobSpec,
     JobState,
-    Program,
-    Slot,
 )
 from trackside_supervisor import ledger as ledger_
 from trackside_supervisor.ledger import Kept, Ledger
 
-SPEC = JobSpec(program=Program(kind="script", target="train.py"), params={"lr": 0.1}, snapshot="ab" * 32)
-SLOT = Slot(id="h-cpu0", host="h", kind="cpu", storage="disk", cordoned=True)
+SPEC = replace(makers.SPEC, params={"lr": 0.1}, snapshot="ab" * 32)
+SLOT = replace(makers.SLOT, cordoned=True)
 AWAY = replace(SLOT, id="h-gpu0", cordoned=True, cordon_reason="Xid 79")
 BREAKER = Breaker(slot="h-cpu0", state=BreakerState.OPEN, failed=("a", "b"), openings=1, until_ms=9)
 
 
 def job(name: str, attempt: int = 1, state: JobState = JobState.RUNNING, ended_at_ms: int | None = None) -> Job:
-    ref = CheckpointRef(name="step-00000020-a1", step=20, attempt=1, digest="d", storage="disk")
-    return Job(
-        id=name, name=name, state=state, spec=SPEC, created_at_ms=1, changed_at_ms=2, attempt=attempt, slot="h-cpu0",
-        checkpoints=(ref,), ended_at_ms=ended_at_ms,
+    ref = a_checkpoint(20, name="step-00000020-a1")
+    return a_job(
+        name, 1, state=state, spec=SPEC, changed_at_ms=2, attempt=attempt, slot=SLOT.id, checkpoints=(ref,),
+        ended_at_ms=ended_at_ms,
     )  # fmt: skip
 
 
 def attempt(name: str, number: int, state: AttemptState = AttemptState.RUNNING) -> Attempt:
-    return Attempt(job=name, number=number, state=state, slot="h-cpu0", host="h", assigned_at_ms=1)
+    return an_attempt(number, job=name, state=state, assigned_at_ms=1)
 
 
 def kept(name: str, events: range, number: int = 1) -> Kept:

@@ -7,20 +7,16 @@ from typing import Any
 
 import pytest
 
+from makers import SPEC, a_job
 from trackside import line
-from trackside.models import Beat, Job, JobSpec, JobState, Program, Reason, Role, Slot
+from trackside.models import Beat, Job, JobState, Reason, Role, Slot
 from trackside.story import obstacles, what_is_next
 from trackside_dashboard import queries
 from trackside_supervisor.placement import free_slots, place
 
-SPEC = JobSpec(program=Program(kind="script", target="train.py"))
-
 
 def queued(job_id: str, at_ms: int, *, priority: Any = "normal", after: tuple[str, ...] = (), **fields: Any) -> Job:
-    spec = replace(SPEC, priority=priority, after=after)
-    return Job(
-        id=job_id, name="n", state=JobState.QUEUED, spec=spec, created_at_ms=at_ms, changed_at_ms=at_ms, **fields
-    )
+    return a_job(job_id, at_ms, name="n", spec=replace(SPEC, priority=priority, after=after), **fields)
 
 
 JOBS = [

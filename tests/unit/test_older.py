@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from makers import a_checkpoint, a_job, an_attempt, an_event
 from trackside.bus.keys import EVENTS_MAXLEN
 from trackside.models import (
     Attempt,
@@ -16,18 +17,14 @@ from trackside.models import (
     CheckpointRef,
     Event,
     EventKind,
-    Job,
-    JobSpec,
     JobState,
     Outcome,
-    Program,
     Reason,
 )
 from trackside.restoring import Held
 from trackside_supervisor.older import Look, Verdict, ahead, judge, merge
 
 LOOK = Look(seen="50-1", still_there=True, first="10-0", events=40, known={"a": 2}, there={"a": 2})
-SPEC = JobSpec(program=Program(kind="script", target="train.py"))
 
 
 @pytest.mark.parametrize(
@@ -60,12 +57,8 @@ def test_ahead_is_who_carries_more_than_the_record_says() -> None:
     assert ahead(there, [("a", 2), ("b", 2), ("c", 1), ("d", 4), ("b", 3)]) == {"b": 3, "c": 1, "d": 4}
 
 
-def ref(step: int) -> CheckpointRef:
-    return CheckpointRef(name=f"step-{step}", step=step, attempt=1, digest="d", storage="disk")
-
-
 def told(at_ms: int, kind: EventKind, number: int | None, by: str = "worker:s", **facts: Any) -> tuple[str, Event]:
-    return f"{at_ms}-0", Event(kind=kind, at_ms=at_ms, job="j", attempt=number, by=by, **facts)
+    return f"{at_ms}-0", an_event(kind, at_ms, number, by=by, **facts)
 
 
 # A life: submitted, given, claimed, a checkpoint, killed, given again, claimed, another checkpoint.
@@ -74,7 +67,7 @@ _LIFE = (
     told(2, EventKind.ASSIGNED, 1, by="supervisor:x"),
     told(3, EventKind.STARTED, 1),
     told(3, EventKind.TRANSITION, 1, cause="worker claimed it", old=JobState.QUEUED, new=JobState.RUNNING),
-    told(4, EventKind.CHECKPOINT, 1, data={"name": "step-20", "step": 20}),
+    told(4, EventKind.CHECKPOINT, 1, data={"name": "step-20-a1", "step": 20}),
     told(5, EventKind.ENDED, 1, cause="killed"),
     told(
         6, EventKind.TRANSITION, 1, by="supervisor:x", cause="retry at once", old=JobState.RUNNING, new=JobState.QUEUED
@@ -82,7 +75,7 @@ _LIFE = (
     told(7, EventKind.ASSIGNED, 2, by="supervisor:x"),
     told(8, EventKind.STARTED, 2),
     told(8, EventKind.TRANSITION, 2, cause="worker claimed it", old=JobState.QUEUED, new=JobState.RUNNING),
-    told(9, EventKind.CHECKPOINT, 2, data={"name": "step-40", "step": 40}),
+    told(9, EventKind.CHECKPOINT, 2, data={"name": "step-40-a1", "step": 40}),
 )
 LIFE = tuple((f"{event.at_ms}-{at}", event) for at, (_, event) in enumerate(_LIFE))
 
@@ -96,24 +89,19 @@ def at(count: int) -> Held:
         match event.kind:
             case EventKind.ASSIGNED:
                 number, slot = event.attempt or 0, "s"
-                attempts[number] = Attempt(
-                    job="j", number=number, state=AttemptState.ASSIGNED, slot="s", host="h", assigned_at_ms=event.at_ms
-                )
+                attempts[number] = an_attempt(number, slot="s", assigned_at_ms=event.at_ms)
             case EventKind.STARTED:
                 attempts[number] = replace(attempts[number], state=AttemptState.RUNNING, worker_pid=7)
             case EventKind.TRANSITION:
                 state = event.new or state
             case EventKind.CHECKPOINT:
-                checkpoints.insert(0, ref(event.data["step"]))
+                checkpoints.insert(0, a_checkpoint(event.data["step"]))
             case EventKind.ENDED:
                 slot = None
                 attempts[number] = replace(
                     attempts[number], state=AttemptState.ENDED, outcome=Outcome(reason=Reason.KILLED)
                 )
-    job = Job(
-        id="j", name="j", state=state, spec=SPEC, created_at_ms=1, changed_at_ms=1, attempt=number, slot=slot,
-        checkpoints=tuple(checkpoints),
-    )  # fmt: skip
+    job = a_job(at_ms=1, state=state, attempt=number, slot=slot, checkpoints=tuple(checkpoints))
     return Held(job=job, attempts=attempts, history=LIFE[:count])
 
 
@@ -155,9 +143,9 @@ def test_an_attempt_that_ended_meanwhile_stays_ended() -> None:
 
 
 def test_a_checkpoint_that_was_told_again_is_there_once() -> None:
-    again = told(20, EventKind.CHECKPOINT, 2, data={"name": "step-40", "step": 40})
-    new = told(21, EventKind.CHECKPOINT, 2, data={"name": "step-60", "step": 60})
-    merged = merge(at(11), since(10, again, new, checkpoints=(ref(60), ref(40), ref(20))))
+    again = told(20, EventKind.CHECKPOINT, 2, data={"name": "step-40-a1", "step": 40})
+    new = told(21, EventKind.CHECKPOINT, 2, data={"name": "step-60-a1", "step": 60})
+    merged = merge(at(11), since(10, again, new, checkpoints=(a_checkpoint(60), a_checkpoint(40), a_checkpoint(20))))
     assert merged is not None
     assert [found.step for found in merged.held.job.checkpoints] == [60, 40, 20]
     assert merged.more == (new[1],)

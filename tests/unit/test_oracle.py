@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 from histories import (
-    EVENTS,
+    BROKEN,
     GOOD,
     JOB,
     SAMPLES,
-    SERIES,
     R,
-    S,
-    W,
     attempt,
     changed_event,
-    entry,
     event,
     expecting,
-    with_entries,
     with_event,
-    without_event,
 )
-from trackside.models import AttemptState, Event, EventKind, JobState, Reason
-from trackside.oracle import Files, History, JobHistory, Proof, Rules, Sample, check, measure
+from trackside.models import Event, EventKind, JobState, Reason
+from trackside.oracle import Files, History, JobHistory, Rules, Sample, check, measure
 
 
 def judged(each: JobHistory, samples: tuple[Sample, ...] = SAMPLES, **facts: object) -> set[str]:
@@ -66,51 +59,9 @@ def test_a_history_in_order_breaks_no_promise() -> None:
     assert check(History(submitted=(JOB,), jobs=(GOOD,), samples=SAMPLES)) == []
 
 
-PLANTED: dict[str, tuple[str, Callable[[JobHistory], JobHistory]]] = {
-    "ended twice": ("I1", lambda h: with_event(h, event(EventKind.TRANSITION, 2011, 2, old=S, new=S))),
-    "never ended": ("I1", lambda h: replace(h, job=replace(h.job, state=R))),
-    "an end without an event": ("I1", lambda h: without_event(h, -1 + len(EVENTS))),
-    "runs on after its end": ("I1", lambda h: with_event(h, event(EventKind.STARTED, 2011, 3))),
-    "another end than due": ("I1", lambda h: expecting(h, states=frozenset({JobState.FAILED}))),
-    "a stale entry": ("I3", lambda h: with_entries(h, *h.entries, entry(1, 20, (4,)))),
-    "an entry twice": ("I3", lambda h: with_entries(h, *h.entries, h.entries[-1])),
-    "an entry of an unknown attempt": ("I3", lambda h: with_entries(h, *h.entries, entry(3, 0))),
-    "a stale checkpoint": ("I3", lambda h: with_event(h, event(EventKind.CHECKPOINT, 1600, 1), at=10)),
-    "a missing attempt": ("I4", lambda h: replace(h, attempts=h.attempts[1:])),
-    "a start twice": ("I4", lambda h: with_event(h, event(EventKind.STARTED, 1512, 2), at=10)),
-    "an end twice": ("I4", lambda h: with_event(h, event(EventKind.ENDED, 1011, 1, cause="lost"), at=6)),
-    "two reasons for one end": ("I4", lambda h: changed_event(h, 5, cause="lost")),
-    "an attempt left open": (
-        "I4", lambda h: replace(h, attempts=(replace(h.attempts[0], state=AttemptState.RUNNING), h.attempts[1])),
-    ),
-    "too many attempts": ("I4", lambda h: expecting(h, attempts_max=1)),
-    "a wrong cause of death": ("I4", lambda h: expecting(h, reasons=(frozenset({Reason.LOST}),))),
-    "a step twice in one attempt": ("I5", lambda h: with_entries(h, *h.entries, entry(2, 20, (4,)))),
-    "a missing step": ("I5", lambda h: with_entries(h, *h.entries[:3], entry(2, 10, (3,), {"digest": "x"}))),
-    "a wrong value": ("I5", lambda h: expecting(h, series={"loss": {**SERIES["loss"], 4: 9.0}})),
-    "a step too many": ("I5", lambda h: expecting(h, series={"loss": {1: 0.5, 2: 0.4, 3: 0.3}})),
-    "a damaged checkpoint": ("I6", lambda h: replace(h, proofs=(Proof(name="step-2", there=True, error="cut"),))),
-    "no checkpoint left": ("I6", lambda h: replace(h, proofs=(Proof(name="step-2", there=False),))),
-    "too much redone": ("I7", lambda h: expecting(h, redo_max=0)),
-    "steps lost at a graceful stop": (
-        "I7", lambda h: replace(h, attempts=(attempt(1, Reason.PREEMPTED, 3), h.attempts[1])),
-    ),
-    "another result": ("I8", lambda h: expecting(h, summary={"digest": "y"})),
-    "a wait beyond the envelope": ("I12", lambda h: changed_event(h, 6, data={"wait_s": 5.0, "barren": 0})),
-    "a retry before its time": ("I12", lambda h: changed_event(h, 8, at_ms=1200)),
-    "submitted twice": ("I16", lambda h: with_event(h, EVENTS[0], at=1)),
-    "a checkpoint accepted twice": ("I16", lambda h: with_event(h, EVENTS[4], at=5)),
-    "a move from nowhere": ("I17", lambda h: changed_event(h, 10, old=W)),
-    "a move that is not legal": ("I17", lambda h: changed_event(h, 12, old=R, new=W)),
-    "a record that no event made": ("I17", lambda h: replace(h, job=replace(h.job, attempt=3))),
-    "a checkpoint that no event accepted": ("I17", lambda h: without_event(h, 4)),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize("name", BROKEN)
 def test_a_planted_violation_is_found(name: str) -> None:
-    invariant, plant = PLANTED[name]
-    assert invariant in judged(plant(GOOD))
+    assert BROKEN[name].invariant in judged(BROKEN[name].plant(GOOD))
 
 
 def test_four_barren_attempts_in_a_row_are_a_storm() -> None:

@@ -8,19 +8,12 @@ from typing import Literal
 
 import pytest
 
-from trackside.models import Job, JobSpec, JobState, Program, Slot
+from makers import SLOT, a_job
+from trackside.models import Job, JobState
 from trackside_supervisor.parents import verdict, waits
 from trackside_supervisor.placement import place
 
 LIVE = sorted(set(JobState) - {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
-
-
-SLOT = Slot(id="h-cpu0", host="h", kind="cpu", storage="disk-a")
-
-
-def a_job(name: str = "j", at_ms: int = 0) -> Job:
-    spec = JobSpec(program=Program(kind="script", target="t.py"))
-    return Job(id=name, name=name, state=JobState.QUEUED, spec=spec, created_at_ms=at_ms, changed_at_ms=0)
 
 
 def child(*parents: str) -> Job:

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from makers import a_checkpoint, a_job, an_attempt
 from trackside.models import (
     ACTIVE,
     Attempt,
     AttemptState,
-    CheckpointRef,
     Failure,
     Job,
     JobSpec,
@@ -31,22 +31,13 @@ POLICY = Policy(poison_after=3, backoff_s=lambda failures: 2.0 * failures)
 NOW = 1_000_000
 
 
-def a_job(state: JobState = JobState.RUNNING, attempt: int = 1, **fields: object) -> Job:
-    spec = JobSpec(program=Program(kind="script", target="train.py"))
-    job = Job(id="j", name="j", state=state, spec=spec, created_at_ms=0, changed_at_ms=0, attempt=attempt)
-    return replace(job, **fields)  # type: ignore[arg-type]  # the caller names real fields
+def running(state: JobState = JobState.RUNNING, attempt: int = 1, **fields: Any) -> Job:
+    return a_job(state=state, attempt=attempt, **fields)
 
 
 def ended(reason: Reason, number: int = 1, **facts: object) -> Attempt:
     outcome = Outcome(reason=reason, **facts)  # type: ignore[arg-type]  # the caller names real fields
-    return Attempt(
-        job="j", number=number, state=AttemptState.ENDED, slot="s", host="h", assigned_at_ms=0, started_at_ms=1,
-        outcome=outcome,
-    )  # fmt: skip
-
-
-def saved(step: int, attempt: int) -> CheckpointRef:
-    return CheckpointRef(name=f"step-{step}", step=step, attempt=attempt, digest="d", storage="here")
+    return an_attempt(number, state=AttemptState.ENDED, started_at_ms=1, outcome=outcome)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +61,7 @@ def saved(step: int, attempt: int) -> CheckpointRef:
     ],
 )
 def test_each_ending_has_its_consequence(state: JobState, reason: Reason, becomes: JobState) -> None:
-    assert decide(a_job(state), ended(reason), None, POLICY, NOW).state is becomes
+    assert decide(running(state), ended(reason), None, POLICY, NOW).state is becomes
 
 
 @given(
@@ -93,8 +84,8 @@ def test_every_decision_is_a_legal_move_with_its_inputs(
     checkpoint: int | None,
     error: str | None,
 ) -> None:
-    checkpoints = () if checkpoint is None else (saved(10, checkpoint),)
-    job = a_job(state, attempt=2, failures=failures, barren=barren, host_faults=host_faults, checkpoints=checkpoints)
+    checkpoints = () if checkpoint is None else (a_checkpoint(10, checkpoint),)
+    job = running(state, attempt=2, failures=failures, barren=barren, host_faults=host_faults, checkpoints=checkpoints)
     failure = None if error is None else Failure(type=error, message="m")
     attempt = ended(reason, 2, failure=failure, stranger=stranger)
     decision = decide(job, attempt, ended(Reason.KILLED), POLICY, NOW)
@@ -107,10 +98,10 @@ def test_every_decision_is_a_legal_move_with_its_inputs(
 
 def lived_through(reasons: list[Reason], progress: bool) -> tuple[Job, int]:
     """A job that ends each attempt with the next reason; returns it and the number of attempts made."""
-    job = a_job(JobState.RUNNING, attempt=1)
+    job = running(JobState.RUNNING, attempt=1)
     for number, reason in enumerate(reasons, 1):
         if progress:
-            job = replace(job, checkpoints=(saved(number * 10, number),), failures=0, barren=0)
+            job = replace(job, checkpoints=(a_checkpoint(number * 10, number),), failures=0, barren=0)
         attempt = ended(reason, number, last_step=number, failure=Failure(type="E", message=str(number)))
         decision = decide(replace(job, attempt=number), attempt, None, POLICY, NOW)
         job = replace(job, state=decision.state, failures=decision.failures, barren=decision.barren)
@@ -150,11 +141,11 @@ ORDERLY: dict[str, dict[str, Any]] = {
 def ended_again_and_again(*, progress: bool, times: int, **end: Any) -> tuple[Job, list[Decision]]:
     """A job whose attempts all end in this way, until it is over; returns it and what was decided."""
     started_at_ms = end.pop("started_at_ms", 1)
-    job, made = a_job(), list[Decision]()
+    job, made = running(), list[Decision]()
     for number in range(1, times + 1):
         job = replace(job, state=JobState.RUNNING, attempt=number)
         if progress:
-            job = replace(job, checkpoints=(saved(number * 10, number),), failures=0, barren=0, host_faults=0)
+            job = replace(job, checkpoints=(a_checkpoint(number * 10, number),), failures=0, barren=0, host_faults=0)
         attempt = replace(ended(number=number, **end), started_at_ms=started_at_ms)
         made.append(decide(job, attempt, None, POLICY, NOW))
         assert replay(orjson.loads(orjson.dumps(made[-1].inputs)), NOW) == made[-1]
@@ -195,7 +186,7 @@ def test_what_the_job_cannot_have_brought_about_is_neither_counted_nor_waited_fo
 
 
 def test_crashes_in_between_do_not_hide_that_a_job_takes_its_hosts_along() -> None:
-    job = a_job(host_faults=MAX_HOST_FAULTS - 1)
+    job = running(host_faults=MAX_HOST_FAULTS - 1)
     crashed = decide(job, ended(Reason.KILLED), None, POLICY, NOW)
     assert (crashed.host_faults, crashed.barren) == (MAX_HOST_FAULTS - 1, 1)
     lost = decide(replace(job, barren=1), ended(Reason.LOST, rule="silent host"), None, POLICY, NOW)
@@ -209,9 +200,9 @@ def test_a_decision_from_before_there_was_a_limit_is_made_again_as_it_was() -> N
 
 
 def test_a_crash_after_progress_is_retried_at_once_and_one_without_waits() -> None:
-    progressed = decide(a_job(checkpoints=(saved(10, 1),)), ended(Reason.KILLED), None, POLICY, NOW)
+    progressed = decide(running(checkpoints=(a_checkpoint(10, 1),)), ended(Reason.KILLED), None, POLICY, NOW)
     assert (progressed.state, progressed.retry_at_ms) == (JobState.QUEUED, None)
-    barren = decide(a_job(), ended(Reason.KILLED), None, POLICY, NOW)
+    barren = decide(running(), ended(Reason.KILLED), None, POLICY, NOW)
     assert (barren.state, barren.retry_at_ms) == (JobState.WAITING, NOW + 2000)
 
 
@@ -219,22 +210,22 @@ def test_the_same_exception_at_the_same_step_twice_is_no_chance() -> None:
     failure = Failure(type="ValueError", message="bad row 7")
     first = ended(Reason.USER_ERROR, 1, last_step=7, failure=failure)
     again = ended(Reason.USER_ERROR, 2, last_step=7, failure=failure)
-    decision = decide(a_job(attempt=2, failures=1, barren=1), again, first, POLICY, NOW)
+    decision = decide(running(attempt=2, failures=1, barren=1), again, first, POLICY, NOW)
     assert (decision.state, decision.rule) == (JobState.FAILED, "repeated error")
     elsewhere = replace(again, outcome=Outcome(reason=Reason.USER_ERROR, last_step=9, failure=failure))
-    assert decide(a_job(attempt=2, barren=1), elsewhere, first, POLICY, NOW).state is JobState.WAITING
+    assert decide(running(attempt=2, barren=1), elsewhere, first, POLICY, NOW).state is JobState.WAITING
 
 
 def test_a_missing_module_fails_at_once_and_says_so() -> None:
     failure = Failure(type="ModuleNotFoundError", message="No module named 'timm'")
     outcome = ended(Reason.USER_ERROR, 1, failure=failure, detail="ModuleNotFoundError: No module named 'timm'")
-    decision = decide(a_job(), outcome, None, POLICY, NOW)
+    decision = decide(running(), outcome, None, POLICY, NOW)
     assert decision.state is JobState.FAILED
     assert "timm" in decision.detail
 
 
 def test_retries_beyond_the_budget_fail_and_say_the_numbers() -> None:
-    job = a_job(failures=4, checkpoints=(saved(10, 1),))
+    job = running(failures=4, checkpoints=(a_checkpoint(10, 1),))
     decision = decide(job, ended(Reason.KILLED), None, POLICY, NOW)
     assert decision.state is JobState.FAILED
     assert "4 retries" in decision.detail
@@ -242,25 +233,25 @@ def test_retries_beyond_the_budget_fail_and_say_the_numbers() -> None:
 
 def test_a_full_host_is_tried_once_more_after_a_wait_and_not_a_third_time() -> None:
     first = ended(Reason.OOM_HOST, 1, last_step=5)
-    decision = decide(a_job(), first, None, POLICY, NOW)
+    decision = decide(running(), first, None, POLICY, NOW)
     assert (decision.state, decision.rule) == (JobState.WAITING, "retry with backoff")
-    again = decide(a_job(attempt=2, barren=1), ended(Reason.OOM_HOST, 2), first, POLICY, NOW)
+    again = decide(running(attempt=2, barren=1), ended(Reason.OOM_HOST, 2), first, POLICY, NOW)
     assert (again.state, again.rule) == (JobState.FAILED, "oom_host")
-    moving = a_job(attempt=2, checkpoints=(saved(10, 2),))
+    moving = running(attempt=2, checkpoints=(a_checkpoint(10, 2),))
     short = decide(moving, ended(Reason.OOM_HOST, 2), first, POLICY, NOW)
     assert (short.state, short.rule) == (JobState.WAITING, "retry with backoff"), "at once it runs into the same"
 
 
 @pytest.mark.parametrize("reason", sorted(set(Reason) - {Reason.SUCCEEDED, Reason.CANCELLED}))
 def test_a_self_test_is_never_tried_again(reason: Reason) -> None:
-    job = a_job()
+    job = running()
     job = replace(job, spec=replace(job.spec, program=SELFTEST))
     assert decide(job, ended(reason), None, POLICY, NOW).state is JobState.FAILED
 
 
 def test_what_is_inherited_from_another_job_is_no_progress() -> None:
-    inherited = replace(saved(10, 0), job="old")
-    assert decide(a_job(checkpoints=(inherited,)), ended(Reason.KILLED), None, POLICY, NOW).state is JobState.WAITING
+    inherited = replace(a_checkpoint(10, 0), job="old")
+    assert decide(running(checkpoints=(inherited,)), ended(Reason.KILLED), None, POLICY, NOW).state is JobState.WAITING
 
 
 @given(st.integers(1, 40))
@@ -273,7 +264,7 @@ def diverged(bad_step: int | None = 45, number: int = 1, resumed_step: int | Non
 
 
 def test_a_diverged_run_goes_back_to_the_newest_checkpoint_before_its_first_bad_step() -> None:
-    job = a_job(checkpoints=(saved(50, 1), saved(45, 1), saved(40, 1), saved(30, 1)))
+    job = running(checkpoints=(a_checkpoint(50, 1), a_checkpoint(45, 1), a_checkpoint(40, 1), a_checkpoint(30, 1)))
     decision = decide(job, diverged(), None, POLICY, NOW)
     assert (decision.state, decision.rule, decision.rollback_to) == (JobState.QUEUED, "rolled back", 40)
     assert decision.inputs["rollbacks"] == 0
@@ -281,42 +272,42 @@ def test_a_diverged_run_goes_back_to_the_newest_checkpoint_before_its_first_bad_
 
 
 def test_a_checkpoint_that_leads_there_at_once_is_left_behind_too() -> None:
-    job = a_job(checkpoints=(saved(44, 1), saved(40, 1)))
+    job = running(checkpoints=(a_checkpoint(44, 1), a_checkpoint(40, 1)))
     assert decide(job, diverged(), None, POLICY, NOW).rollback_to == 44
     assert decide(job, diverged(resumed_step=44), None, POLICY, NOW).rollback_to == 40
 
 
 def test_one_that_leads_there_a_second_time_is_left_behind_if_there_is_an_older_one() -> None:
-    job = a_job(checkpoints=(saved(40, 1), saved(30, 1)), rollbacks=1, bad_step=45)
+    job = running(checkpoints=(a_checkpoint(40, 1), a_checkpoint(30, 1)), rollbacks=1, bad_step=45)
     assert decide(job, diverged(resumed_step=40), None, POLICY, NOW).rollback_to == 30
-    only = replace(job, checkpoints=(saved(40, 1),))
+    only = replace(job, checkpoints=(a_checkpoint(40, 1),))
     assert decide(only, diverged(resumed_step=40), None, POLICY, NOW).rollback_to == 40
 
 
 def test_without_an_older_checkpoint_it_starts_over() -> None:
-    decision = decide(a_job(checkpoints=(saved(50, 1),)), diverged(), None, POLICY, NOW)
+    decision = decide(running(checkpoints=(a_checkpoint(50, 1),)), diverged(), None, POLICY, NOW)
     assert (decision.state, decision.rollback_to) == (JobState.QUEUED, 0)
 
 
 def test_three_times_in_a_row_and_then_it_has_failed() -> None:
-    job = a_job(checkpoints=(saved(40, 1),), rollbacks=3, bad_step=45)
+    job = running(checkpoints=(a_checkpoint(40, 1),), rollbacks=3, bad_step=45)
     decision = decide(job, diverged(number=4), None, POLICY, NOW)
     assert (decision.state, decision.rule, decision.rollback_to) == (JobState.FAILED, "diverged", None)
 
 
 def test_a_checkpoint_beyond_the_last_divergence_starts_the_count_anew() -> None:
-    job = a_job(checkpoints=(saved(60, 4), saved(40, 1)), rollbacks=3, bad_step=45)
+    job = running(checkpoints=(a_checkpoint(60, 4), a_checkpoint(40, 1)), rollbacks=3, bad_step=45)
     decision = decide(job, diverged(bad_step=70, number=4), None, POLICY, NOW)
     assert (decision.rule, decision.rollback_to, decision.inputs["rollbacks"]) == ("rolled back", 60, 0)
     # One that was saved on the way there is none beyond it.
-    job = a_job(checkpoints=(saved(44, 4), saved(40, 1)), rollbacks=3, bad_step=45)
+    job = running(checkpoints=(a_checkpoint(44, 4), a_checkpoint(40, 1)), rollbacks=3, bad_step=45)
     assert decide(job, diverged(number=4), None, POLICY, NOW).state is JobState.FAILED
 
 
 def test_the_limit_of_one_attempt_is_a_failure_that_is_retried_and_the_jobs_is_not() -> None:
     spec = JobSpec(program=Program(kind="script", target="train.py"), attempt_timeout_s=5.0, timeout_s=60.0)
     attempt = ended(Reason.TIMEOUT)
-    within = a_job(spec=spec, ran_ms=5_000, checkpoints=(saved(40, 1),))
+    within = running(spec=spec, ran_ms=5_000, checkpoints=(a_checkpoint(40, 1),))
     assert decide(within, attempt, None, POLICY, NOW).rule == "retry at once"
     assert decide(replace(within, checkpoints=()), attempt, None, POLICY, NOW).rule == "retry with backoff"
     assert decide(replace(within, ran_ms=60_000), attempt, None, POLICY, NOW).state is JobState.FAILED

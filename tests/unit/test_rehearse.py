@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from makers import a_job, an_attempt
 from trackside.cli.distress import files_at_most, newest_checkpoint_bytes, own_bytes, room_bytes
 from trackside.cli.faults import FAULTS, Need
 from trackside.cli.rehearse import Baseline, hang_s
-from trackside.models import Attempt, AttemptState, Batch, Job, JobSpec, JobState, Outcome, Program, Reason
+from trackside.models import AttemptState, Batch, JobState, Outcome, Reason
 from trackside.oracle import Entry, JobHistory
 
-SPEC = JobSpec(program=Program(kind="script", target="train.py"))
-JOB = Job(id="job-1", name="job", state=JobState.SUCCEEDED, spec=SPEC, created_at_ms=0, changed_at_ms=0, attempt=1)
+JOB = a_job("job-1", name="job", state=JobState.SUCCEEDED, attempt=1)
 BASE = Baseline(
     series={}, summary={}, differing=(), interval=20, last_step=100, seconds=5.0, job=JOB, hang_s=3.0,
     checkpoint_bytes=400_000, own_bytes=100_000, saves=5,
@@ -28,10 +28,7 @@ BASE = Baseline(
 def run_of(points: dict[int, int]) -> JobHistory:
     """An undisturbed run of a minute that logged these steps at these milliseconds."""
     outcome = Outcome(reason=Reason.SUCCEEDED, last_step=100)
-    attempt = Attempt(
-        job=JOB.id, number=1, state=AttemptState.ENDED, slot="h-cpu0", host="h", assigned_at_ms=0, ended_at_ms=60_000,
-        outcome=outcome,
-    )  # fmt: skip
+    attempt = an_attempt(job=JOB.id, state=AttemptState.ENDED, ended_at_ms=60_000, outcome=outcome)
     batch = Batch(steps=tuple(points), at_ms=tuple(points.values()))
     return JobHistory(job=JOB, attempts=(attempt,), entries=(Entry(attempt=1, sequence=0, batch=batch),))
 

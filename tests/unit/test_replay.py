@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from makers import SPEC, a_checkpoint, a_job, an_attempt
 from trackside.codec import decode, encode
 from trackside.models import (
-    Attempt,
     AttemptState,
     Beat,
     Breaker,
@@ -21,9 +21,7 @@ from trackside.models import (
     Event,
     EventKind,
     Job,
-    JobSpec,
     JobState,
-    Program,
     Reason,
     Role,
     Slot,
@@ -32,16 +30,13 @@ from trackside_supervisor import breaker, older, parents, placement, rebuild, st
 from trackside_supervisor.replay import differs, replay
 
 NOW: Final = 1_000_000
-SPEC: Final = JobSpec(program=Program(kind="script", target="t.py"))
 SLOT: Final = Slot(id="s", host="h", kind="cpu", storage="d")
 BY: Final = "supervisor:h-1"
 LIMITS: Final = breaker.Limits(after=2, rest_s=lambda _: 1.5)
 
 
-def a_job(name: str, at_ms: int = 0, **spec: Any) -> Job:
-    return Job(
-        id=name, name=name, state=JobState.QUEUED, spec=replace(SPEC, **spec), created_at_ms=at_ms, changed_at_ms=0
-    )
+def queued(name: str, at_ms: int = 0, checkpoints: tuple[CheckpointRef, ...] = (), **spec: Any) -> Job:
+    return a_job(name, at_ms, checkpoints=checkpoints, spec=replace(SPEC, **spec))
 
 
 def given_out(jobs: list[Job], slots: list[Slot], breakers: dict[str, Breaker] | None = None) -> list[Event]:
@@ -55,12 +50,10 @@ def given_out(jobs: list[Job], slots: list[Slot], breakers: dict[str, Breaker] |
 
 
 def loss(now_ms: int = NOW, deadline_ms: int | None = NOW - 9000, beat: Beat | None = None, **of: Any) -> Event:
-    attempt = Attempt(
-        job="j", number=1, state=AttemptState.RUNNING, slot="s", host="h", assigned_at_ms=0, worker_pid=10
-    )
+    attempt = an_attempt(slot="s", state=AttemptState.RUNNING, worker_pid=10)
     deadlines = {} if deadline_ms is None else {"worker:s": deadline_ms}
     sight = watch.Sight(now_ms=now_ms, deadlines=deadlines, beats={"worker:s": beat}, clear=True)
-    found = watch.lost(a_job("j"), replace(attempt, **of), sight, watch.Limits(margin_ms=1000, claim_ms=5000))
+    found = watch.lost(queued("j"), replace(attempt, **of), sight, watch.Limits(margin_ms=1000, claim_ms=5000))
     assert found is not None
     late = found.outcome.noticed_after_ms
     data = {"slot": "s", "detail": found.outcome.detail, "rule": found.rule, "inputs": found.inputs}
@@ -98,7 +91,7 @@ def went_away() -> Event:
 
 
 def of_parents(states: dict[str, JobState | None]) -> Event:
-    verdict = parents.verdict(a_job("child", after=tuple(states)), states)
+    verdict = parents.verdict(queued("child", after=tuple(states)), states)
     if verdict.answer == "ready":
         return Event(kind=EventKind.NOTE, at_ms=NOW, job="child", cause=parents.SUCCEEDED, by=BY, data=verdict.inputs)
     return Event(
@@ -138,7 +131,7 @@ def a_beat(pid: int, job: str | None) -> Beat:
 
 
 DECISIONS: dict[str, Callable[[], Event]] = {
-    "a placement": lambda: given_out([a_job("late", 2), a_job("early", 1)], [SLOT])[0],
+    "a placement": lambda: given_out([queued("late", 2), queued("early", 1)], [SLOT])[0],
     "a silent host": loss,
     "a worker that left": lambda: loss(deadline_ms=None),
     "one that nobody claimed": lambda: loss(
@@ -234,11 +227,9 @@ slots = st.lists(
 )  # fmt: skip
 jobs = st.lists(
     st.builds(
-        lambda name, at_ms, device, priority, slot, storage: replace(
-            a_job(name, at_ms, device=device, priority=priority, slot=slot),
-            checkpoints=() if storage is None else (
-                CheckpointRef(name="c", step=1, attempt=1, digest="d", storage=storage),
-            ),
+        lambda name, at_ms, device, priority, slot, storage: queued(
+            name, at_ms, () if storage is None else (a_checkpoint(1, storage=storage),),
+            device=device, priority=priority, slot=slot,
         ),
         st.from_regex(r"j[0-9]{1,2}", fullmatch=True), st.integers(0, 3), st.sampled_from(["any", "cpu", "gpu"]),
         st.sampled_from(["high", "normal", "low"]), st.sampled_from([None, None, "s1"]),

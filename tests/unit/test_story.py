@@ -6,34 +6,31 @@ from dataclasses import replace
 
 import pytest
 
+import makers
+from makers import SLOT, a_checkpoint, a_job, an_attempt, an_event
 from trackside.models import (
-    Attempt,
     AttemptState,
     Beat,
     Breaker,
     BreakerState,
-    CheckpointRef,
     Event,
     EventKind,
     Job,
-    JobSpec,
     JobState,
     Outcome,
-    Program,
     Reason,
     Role,
     Slot,
 )
 from trackside.story import COUNTED, RULES, obstacles, tell, what_is_next
 from trackside_supervisor.placement import place
-from trackside_supervisor.recovery import Policy, decide
+from trackside_supervisor.recovery import Decision, Policy, decide
 from trackside_supervisor.watch import Limits, Sight, lost
 
-SPEC = JobSpec(program=Program(kind="script", target="t.py"), submitted_by="ann@box")
-JOB = Job(id="j", name="j", state=JobState.RUNNING, spec=SPEC, created_at_ms=0, changed_at_ms=0, attempt=1)
-FIRST = Attempt(
-    job="j", number=1, state=AttemptState.ENDED, slot="h-gpu0", host="h", assigned_at_ms=1000, started_at_ms=2000,
-    ended_at_ms=14_000,
+SPEC = replace(makers.SPEC, submitted_by="ann@box")
+JOB = a_job(state=JobState.RUNNING, spec=SPEC, attempt=1)
+FIRST = an_attempt(
+    state=AttemptState.ENDED, slot="h-gpu0", assigned_at_ms=1000, started_at_ms=2000, ended_at_ms=14_000,
     outcome=Outcome(
         reason=Reason.KILLED, detail="the training process was killed (SIGKILL)", first_step=1, last_step=57,
         seen_by="worker:h-gpu0", noticed_after_ms=3,
@@ -42,18 +39,19 @@ FIRST = Attempt(
 
 
 def decided(job: Job) -> Event:
-    decision = decide(job, FIRST, None, Policy(poison_after=3, backoff_s=lambda _: 1.25), 14_000)
-    return Event(
-        kind=EventKind.TRANSITION, at_ms=14_000, job="j", attempt=1, cause=decision.rule, old=job.state,
-        new=decision.state, data={**decision.inputs, "detail": decision.detail},
-    )  # fmt: skip
+    return moved(job, decide(job, FIRST, None, Policy(poison_after=3, backoff_s=lambda _: 1.25), 14_000))
+
+
+def moved(job: Job, decision: Decision) -> Event:
+    data = {**decision.inputs, "detail": decision.detail}
+    return an_event(EventKind.TRANSITION, 14_000, 1, cause=decision.rule, old=job.state, new=decision.state, data=data)
 
 
 def test_an_attempt_is_told_from_its_slot_to_what_comes_next() -> None:
     events = [
-        Event(kind=EventKind.SUBMITTED, at_ms=0, job="j", new=JobState.QUEUED, by="cli:ann@box"),
-        Event(kind=EventKind.ASSIGNED, at_ms=1000, job="j", attempt=1, data={"slot": "h-gpu0"}),
-        Event(kind=EventKind.ENDED, at_ms=14_000, job="j", attempt=1, cause="killed", data={"detail": "SIGKILL"}),
+        an_event(EventKind.SUBMITTED, 0, new=JobState.QUEUED, by="cli:ann@box"),
+        an_event(EventKind.ASSIGNED, 1000, 1, data={"slot": "h-gpu0"}),
+        an_event(EventKind.ENDED, 14_000, 1, cause="killed", data={"detail": "SIGKILL"}),
         decided(JOB),
     ]
     waiting = replace(JOB, state=JobState.WAITING, retry_at_ms=15_250)
@@ -74,9 +72,7 @@ def test_a_placement_is_told_with_its_place_in_line() -> None:
     gpu = replace(JOB, id="big", state=JobState.QUEUED, spec=replace(SPEC, device="gpu", priority="high"))
     queued = replace(JOB, state=JobState.QUEUED, created_at_ms=5)
     (placed,) = place([queued, gpu, replace(queued, id="k", created_at_ms=9)], [SLOT])
-    event = Event(
-        kind=EventKind.ASSIGNED, at_ms=1000, job="j", attempt=1, data={"slot": "h-cpu0", "inputs": placed.inputs}
-    )
+    event = an_event(EventKind.ASSIGNED, 1000, 1, data={"slot": "h-cpu0", "inputs": placed.inputs})
     told = tell(JOB, [], [event], 15_000)[0].text
     assert told == (
         "attempt 1 was given to h-cpu0 (normal priority; the first of 3 in line that it fits, before big, which it "
@@ -89,10 +85,8 @@ def test_a_loss_is_told_with_its_rule_and_its_limit() -> None:
     sight = Sight(now_ms=9000, deadlines={"worker:h-gpu0": 6000}, beats={}, clear=True)
     loss = lost(JOB, running, sight, Limits(margin_ms=2000, claim_ms=9000))
     assert loss is not None
-    event = Event(
-        kind=EventKind.ENDED, at_ms=9000, job="j", attempt=1, cause="lost",
-        data={"detail": loss.outcome.detail, "rule": loss.rule, "inputs": loss.inputs},
-    )  # fmt: skip
+    data = {"detail": loss.outcome.detail, "rule": loss.rule, "inputs": loss.inputs}
+    event = an_event(EventKind.ENDED, 9000, 1, cause="lost", data=data)
     told = tell(JOB, [replace(running, outcome=loss.outcome)], [event], 15_000)[0].text
     assert "no beat for 3.0 s past the limit" in told
     assert "by the rule 'silent host'" in told
@@ -105,11 +99,7 @@ def test_a_job_that_takes_its_hosts_along_is_told_with_the_count_and_the_wait() 
 
     def story(host_faults: int) -> str:
         decision = decide(replace(JOB, host_faults=host_faults), lost, None, policy, 14_000)
-        event = Event(
-            kind=EventKind.TRANSITION, at_ms=14_000, job="j", attempt=1, cause=decision.rule, old=JOB.state,
-            new=decision.state, data={**decision.inputs, "detail": decision.detail},
-        )  # fmt: skip
-        return tell(JOB, [lost], [event], 15_000)[0].text
+        return tell(JOB, [lost], [moved(JOB, decision)], 15_000)[0].text
 
     assert story(0).startswith("decided: queued, by the rule 'host fault'")
     assert story(4).endswith("(5 in a row without a newer checkpoint, 10 are too many; waits 7.5 s)")
@@ -118,8 +108,8 @@ def test_a_job_that_takes_its_hosts_along_is_told_with_the_count_and_the_wait() 
 
 
 def test_a_checkpoint_is_told_with_the_end_of_its_attempt() -> None:
-    saved = Event(kind=EventKind.CHECKPOINT, at_ms=3000, job="j", attempt=1, data={"step": 50})
-    end = Event(kind=EventKind.ENDED, at_ms=14_000, job="j", attempt=1, cause="killed")
+    saved = an_event(EventKind.CHECKPOINT, 3000, 1, data={"step": 50})
+    end = an_event(EventKind.ENDED, 14_000, 1, cause="killed")
     told = [each.text for each in tell(JOB, [FIRST], [saved, end], 15_000)]
     assert len(told) == 2
     assert "its newest checkpoint is of step 50" in told[0]
@@ -127,14 +117,12 @@ def test_a_checkpoint_is_told_with_the_end_of_its_attempt() -> None:
 
 @pytest.mark.parametrize("state", list(JobState))
 def test_every_state_has_something_that_comes_next_or_says_that_it_is_over(state: JobState) -> None:
-    checkpoint = CheckpointRef(name="step-50-a1", step=50, attempt=1, digest="d", storage="s")
-    text = what_is_next(replace(JOB, state=state, checkpoints=(checkpoint,)), None, 0)
+    text = what_is_next(replace(JOB, state=state, checkpoints=(a_checkpoint(50),)), None, 0)
     assert text.startswith("next: ") is not state.terminal
 
 
-SLOT = Slot(id="h-cpu0", host="h", kind="cpu", storage="here")
 BEAT = Beat(role=Role.WORKER, name="h-cpu0", host="h", pid=1, started_at_ms=0, at_ms=0)
-ELSEWHERE = CheckpointRef(name="step-50-a1", step=50, attempt=1, digest="d", storage="there")
+ELSEWHERE = a_checkpoint(50, storage="there")
 
 
 @pytest.mark.parametrize(

@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from makers import SLOT, a_checkpoint, a_job, an_attempt
 from trackside.models import (
     Attempt,
     AttemptState,
     Beat,
-    CheckpointRef,
-    Job,
-    JobSpec,
-    JobState,
-    Program,
     Reason,
     Role,
-    Slot,
 )
 from trackside_supervisor.placement import free_slots, place
 from trackside_supervisor.watch import Limits, Sight, lost
 
 LIMITS = Limits(margin_ms=1000, claim_ms=9000)
-SLOT = Slot(id="h-cpu0", host="h", kind="cpu", storage="disk-a")
 
 
-def a_job(name: str = "j", at_ms: int = 0) -> Job:
-    spec = JobSpec(program=Program(kind="script", target="t.py"))
-    return Job(id=name, name=name, state=JobState.QUEUED, spec=spec, created_at_ms=at_ms, changed_at_ms=0)
-
-
-def running(**facts: object) -> Attempt:
-    attempt = Attempt(
-        job="j", number=1, state=AttemptState.RUNNING, slot="h-cpu0", host="h", assigned_at_ms=0, started_at_ms=0,
-        worker_pid=10,
-    )  # fmt: skip
-    return replace(attempt, **facts)  # type: ignore[arg-type]  # the caller names real fields
+def running(**facts: Any) -> Attempt:
+    return an_attempt(**{"state": AttemptState.RUNNING, "started_at_ms": 0, "worker_pid": 10, **facts})
 
 
 def a_beat(pid: int = 10, started_at_ms: int = 0, job: str | None = "j", stopping: bool = False) -> Beat:
@@ -123,10 +109,9 @@ def test_the_oldest_job_gets_the_slot_and_the_other_waits() -> None:
 
 
 def test_a_job_with_a_checkpoint_goes_only_where_it_can_be_read() -> None:
-    checkpoint = CheckpointRef(name="c", step=5, attempt=1, digest="d", storage="disk-b")
-    job = replace(a_job(), checkpoints=(checkpoint,))
+    job = a_job(checkpoints=(a_checkpoint(5, storage="other"),))
     assert place([job], [SLOT]) == []
-    assert place([job], [SLOT, replace(SLOT, id="g-cpu0", storage="disk-b")])[0][1].id == "g-cpu0"
+    assert place([job], [SLOT, replace(SLOT, id="g-cpu0", storage="other")])[0][1].id == "g-cpu0"
 
 
 def test_a_gpu_job_does_not_land_on_a_cpu_slot() -> None:
