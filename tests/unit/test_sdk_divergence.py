@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 import trackside
-from attempts import context
-from attempts import records as read
+from sdk_runs import MakeRun, records
 from trackside.errors import Diverged
 from trackside.sdk import outcome
 from trackside.sdk.divergence import Watch
 from trackside.sdk.page import Command, ControlPage
-from trackside.sdk.run import Run, set_current
+from trackside.sdk.run import Run
 
 NAN = "NaN"
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    monkeypatch.setattr("trackside.sdk.checkpointer._PATIENCE_S", 30.0)  # a slow disk leaves no checkpoint out
-    ControlPage.create(tmp_path / "page")
-    run = Run.of_attempt(context(tmp_path))
-    set_current(run)
-    yield run
-    set_current(None)
-
-
-def records(run: Run, kind: str) -> list[dict[str, Any]]:
-    return read(run.dir.parent / "journal.jsonl", kind)
+def run(make_run: MakeRun) -> Run:
+    return make_run()
 
 
 def train(run: Run, loss_of: Callable[[int], Any], total: int = 20) -> None:

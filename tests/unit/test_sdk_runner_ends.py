@@ -1,0 +1,126 @@
+"""An attempt's process tells exactly how it ended, or, when it died, nothing at all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from attempts import Attempts
+from trackside.sdk.journal import JournalReader
+from trackside.sdk.page import End, Phase
+
+
+def test_the_end_line_comes_after_threads_and_exit_handlers(attempts: Attempts) -> None:
+    attempt = attempts.script(
+        "import atexit, threading, time, trackside\n"
+        "atexit.register(lambda: (time.sleep(0.1), trackside.log(at_exit=1)))\n"
+        "threading.Thread(target=lambda: (time.sleep(0.1), trackside.log(thread=1))).start()\n"
+        "for step in trackside.init().steps(2): trackside.log(loss=1)\n"
+    )
+    assert attempt.end()[0] == 0
+    kinds = [(r["k"], *r.get("m", {})) for _, r in JournalReader(attempt.context.journal)]
+    assert kinds == [("begin",), ("m", "loss"), ("m", "loss"), ("m", "thread"), ("m", "at_exit"), ("end",)]
+    assert attempt.outcome == "succeeded"
+    assert attempt.records("end")[0]["s"] == 2
+    assert attempt.page.phase is Phase.ENDED
+
+
+@pytest.mark.parametrize(
+    "death", ["os._exit(0)", "os.kill(os.getpid(), 9)", "os.execv('/bin/true', ['true'])", "os.abort()"]
+)
+def test_a_process_that_dies_on_the_way_leaves_no_end_line(attempts: Attempts, death: str) -> None:
+    attempt = attempts.script(f"import os, trackside\ntrackside.init()\n{death}")
+    attempt.end()
+    assert attempt.outcome is None
+
+
+def test_an_error_is_printed_and_told_without_our_frames(attempts: Attempts) -> None:
+    attempt = attempts.script("def step():\n    raise ValueError('no such thing')\nstep()\n")
+    code, _, err = attempt.end()
+    assert (code, attempt.outcome) == (1, "user_error")
+    assert (attempt.error["type"], attempt.error["message"]) == ("ValueError", "no such thing")
+    assert attempt.error["traceback"] == err
+    assert err.startswith("Traceback (most recent call last):\n")
+    assert "train.py" in err
+    assert "trackside/sdk" not in err
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome", "kind"),
+    [
+        ("raise SystemExit(0)", "succeeded", None),
+        ("import sys; sys.exit()", "succeeded", None),
+        ("raise SystemExit(3)", "user_error", "SystemExit"),
+        ("raise SystemExit('bad flag')", "user_error", "SystemExit"),
+        ("raise KeyboardInterrupt", "user_error", "KeyboardInterrupt"),
+        ("raise MemoryError", "oom_host", "MemoryError"),
+        ("import torch; raise torch.OutOfMemoryError('no room')", "oom_gpu", "torch.OutOfMemoryError"),
+        ("import torch; raise torch.AcceleratorError('assert')", "cuda_error", "torch.AcceleratorError"),
+        ("import torch; raise RuntimeError('CUDA error: device-side assert triggered')", "cuda_error", "RuntimeError"),
+        ("import torch; raise RuntimeError('no CUDA error: it is mine')", "user_error", "RuntimeError"),
+        ("import torch; raise RuntimeError('size mismatch')", "user_error", "RuntimeError"),
+        ("import nowhere", "user_error", "ModuleNotFoundError"),
+        ("def (", "user_error", "SyntaxError"),
+        ("class Bad(Exception):\n    def __str__(self): return 1 / 0\nraise Bad", "user_error", "Bad"),
+        ("from trackside.errors import StopRequested; raise StopRequested('paused')", "paused", None),
+    ],
+)
+def test_what_left_the_script_is_classified(attempts: Attempts, code: str, outcome: str, kind: str | None) -> None:
+    attempt = attempts.script(code)
+    returned, _, err = attempt.end()
+    assert attempt.outcome == outcome, err
+    assert returned == {"succeeded": 0, "paused": 75}.get(outcome, 1)
+    if kind is not None:
+        assert attempt.error["type"] == kind
+
+
+def test_the_page_tells_the_end_as_the_journal_does(attempts: Attempts) -> None:
+    for text in ("", "raise MemoryError", "raise ValueError", "import sys; sys.exit(3)"):
+        attempt = attempts.script(text)
+        attempt.end()
+        assert attempt.outcome is not None
+        assert attempt.page.end == End(outcome=attempt.outcome)
+
+
+@pytest.mark.parametrize(
+    ("code", "early"),
+    [
+        ("raise SystemExit", True),
+        ("import signal\nsignal.signal(signal.SIGTERM, lambda *_: None)", True),  # it may have left its loop by that
+        ("import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)", False),
+        ("print('done')", False),
+        ("import trackside\nfor step in trackside.init().steps(3): pass\nraise SystemExit(0)", False),
+        ("import trackside\nfor step in trackside.init().steps(3):\n    if step == 2: break", True),
+        ("import trackside\nfor step in trackside.init().steps():\n    if step == 2: break", False),
+    ],
+)
+def test_an_end_that_may_have_come_too_early_says_so(attempts: Attempts, code: str, early: bool) -> None:
+    attempt = attempts.script(code)
+    assert attempt.end()[0] == 0
+    assert attempt.outcome == "succeeded"
+    assert attempt.records("end")[0].get("early", False) is early
+
+
+def test_an_error_is_told_whole_though_a_handler_of_the_script_s_raises_another_meanwhile(attempts: Attempts) -> None:
+    """As torch's does when a loader's worker is killed, at whatever moment."""
+    attempt = attempts.script(
+        "import os, signal\n"
+        "def tell(*_): raise RuntimeError('a child died')\n"
+        "signal.signal(signal.SIGCHLD, tell)\n"
+        "class Lost(Exception):\n"
+        "    def __str__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGCHLD)\n"
+        "        return 'the connection is gone'\n"
+        "raise Lost\n"
+    )
+    assert attempt.end()[0] == 1
+    assert (attempt.error["type"], attempt.error["message"]) == ("Lost", "the connection is gone")
+
+
+def test_an_attempt_without_its_folder_ends_with_a_reason(attempts: Attempts) -> None:
+    attempt = attempts.make("script", "train.py")
+    attempt.context = replace(attempt.context, work_dir=attempts.root / "gone")
+    attempt.start()
+    assert attempt.end()[0] == 1
+    assert attempt.error["type"] == "FileNotFoundError"
