@@ -29,13 +29,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
-from rich.table import Table
 
 from chaos.beside import HOST, Beside, beside
 from chaos.eyes import Eyes, eyes
 from chaos.menu import Kind, menu
 from chaos.rqinfo import watched
 from chaos.scripts import TRAIN
+from chaos.soaktable import show
 from trackside import oracle, witness
 from trackside.cli.onlooker import held
 from trackside.cli.rehearse import leftovers, rules
@@ -56,6 +56,22 @@ STUCK_S: Final = 120.0  # every limit here is 10 s at most, so only what hangs t
 # All that an attempt may end with, given what strikes.
 DUE: Final = frozenset({Reason.KILLED, Reason.LOST, Reason.PREEMPTED, Reason.STALLED, Reason.DIVERGED, Reason.FENCED})
 _RETRY_S: Final = 5.0  # for a fault that finds nobody to strike
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What was asked for."""
+
+    seconds: float
+    mean_s: float  # between two faults
+    jobs: int
+    slots: int  # of both hosts
+    seed: int
+
+    @property
+    def steps(self) -> int:
+        """Of each job."""
+        return max(60, int(self.seconds * self.slots / self.jobs * BUSY_SHARE / (STEP_MS / 1000)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +131,8 @@ class Soak:
         return all(state.terminal for state in sample.states.values()) and len(sample.states) == len(self.job_ids)
 
 
-def main() -> int:
+def asked() -> tuple[Plan, Path | None]:
+    """What the command line asks for, and where the report is to go."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=3600.0)
     parser.add_argument("--mean-s", type=float, default=20.0, help="between two faults")
@@ -125,62 +142,66 @@ def main() -> int:
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
     seed = secrets.randbelow(2**31) if args.seed is None else args.seed
+    return Plan(seconds=args.seconds, mean_s=args.mean_s, jobs=args.jobs, slots=args.slots, seed=seed), args.json
+
+
+def main() -> int:
+    plan, to = asked()
     console = Console(highlight=False, width=110)
-    steps = max(60, int(args.seconds * args.slots / args.jobs * BUSY_SHARE / (STEP_MS / 1000)))
     console.print(
-        f"Seed {seed}: {args.jobs} jobs of {steps} steps, {args.slots} slots, a fault every {args.mean_s:g} s"
+        f"Seed {plan.seed}: {plan.jobs} jobs of {plan.steps} steps, {plan.slots} slots, a fault every {plan.mean_s:g} s"
     )
     home = Path(tempfile.mkdtemp(prefix="ts-soak-"))
+    report = soaked(plan, home, console)
+    show(report, console)
+    if to is not None:
+        to.write_text(json.dumps(report, indent=2) + "\n")
+    if report["violations"]:
+        console.print(f"the soak's home is kept: {home}")
+        return 1
+    shutil.rmtree(home, ignore_errors=True)
+    return 0
+
+
+def soaked(plan: Plan, home: Path, console: Console) -> dict[str, Any]:
+    """Do it all; the report."""
     script = home / "project" / "train.py"
     poison = home / "poison"
     for folder in (script.parent, poison):
         folder.mkdir()
     script.write_text(TRAIN)
-    there = args.slots // 2
+    there = plan.slots // 2
     with (
-        throwaway(home / "home", slots=f"cpu:{args.slots - there}", settings=SETTINGS) as system,
+        throwaway(home / "home", slots=f"cpu:{plan.slots - there}", settings=SETTINGS) as system,
         watched(lambda: client_url(system.settings, "operator", tcp=True), judge=False) as rq_info,
-        beside(system, home / HOST, there, seed) as second,
+        beside(system, home / HOST, there, plan.seed) as second,
     ):
-        base, step_s, spec = undisturbed(system, script, steps, args.slots, poison)
-        before, job_ids = held(system, []), submit(system, spec, args.jobs)
+        base, step_s, spec = undisturbed(system, script, plan.steps, plan.slots, poison)
+        before, job_ids = held(system, []), submit(system, spec, plan.jobs)
         soak = Soak(
-            system=system, rng=random.Random(seed), job_ids=job_ids, beside=second, kinds=menu(second, poison),
+            system=system, rng=random.Random(plan.seed), job_ids=job_ids, beside=second, kinds=menu(second, poison),
             seen=witness.Observer(store=system.store, home=system.home, job_ids=job_ids), before=before,
         )  # fmt: skip
         began_s, listed = time.monotonic(), rq_info.listings
         with eyes(system) as reader:
-            disturb(soak, args.seconds, args.mean_s, console)
+            disturb(soak, plan.seconds, plan.mean_s, console)
         took_s = time.monotonic() - began_s
         listed = rq_info.listings - listed
         history, violations, not_judged = judge(soak, base, reader)
-    violations += honest(soak, listed, rq_info.tracebacks, took_s, planned(args.seconds, args.mean_s))
-    share = args.jobs * steps * step_s / args.slots / took_s
-    report = told(
+    violations += honest(soak, listed, rq_info.tracebacks, took_s, planned(plan.seconds, plan.mean_s))
+    return told(
         soak,
         history,
         violations,
         rq_info_listings=listed,
         rq_info_tracebacks=rq_info.tracebacks,
         not_judged=not_judged,
-        seed=seed,
+        seed=plan.seed,
         took_s=took_s,
-        share=share,
+        share=plan.jobs * plan.steps * step_s / plan.slots / took_s,
         step_s=step_s,
-        steps=steps,
+        steps=plan.steps,
     )
-    console.print(table(report))
-    console.print(recovery_table(report))
-    console.print(f"Nothing was seen by which these could be judged: {'; '.join(not_judged)}", markup=False)
-    for violation in violations:
-        console.print(str(violation), style="red", markup=False)
-    if args.json is not None:
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
-    if violations:
-        console.print(f"the soak's home is kept: {home}")
-        return 1
-    shutil.rmtree(home, ignore_errors=True)
-    return 0
 
 
 def undisturbed(
@@ -340,39 +361,6 @@ def _percentiles(times: list[tuple[float, float]]) -> dict[str, Any]:
 
 def _p95(values: list[float]) -> float:
     return values[math.ceil(0.95 * len(values)) - 1]
-
-
-def table(report: dict[str, Any]) -> Table:
-    found = Table(title=f"Soak of {report['took_s']:.0f} s, seed {report['seed']}", title_justify="left")
-    found.add_column("what")
-    found.add_column("figure")
-    rows = itertools.chain(
-        [("effective step time, share of undisturbed", f"{report['share']:.1%}")],
-        [("undisturbed step", f"{report['step_s'] * 1000:.1f} ms")],
-        ((name.replace("_", " "), _shown(report[name])) for name in (
-            "faults", "faults_by_kind", "jobs_by_state", "attempts", "attempts_by_reason", "steps_done_again",
-            "steps_lost", "doubled", "faults_missed", "looks", "looks_with_two_supervisors", "rq_info_listings",
-            "rq_info_tracebacks",
-        )),
-        [("promises broken", str(len(report["violations"])))],
-    )  # fmt: skip
-    for name, value in rows:
-        found.add_row(name, value)
-    return found
-
-
-def recovery_table(report: dict[str, Any]) -> Table:
-    found = Table(title="From the fault, where its attempt ended: p50 / p95", title_justify="left")
-    for heading in ("fault", "count", "noticed", "stepping again"):
-        found.add_column(heading)
-    for name, times in report["recoveries_by_kind"].items():
-        spans = (f"{times[part]['p50']:.2f} / {times[part]['p95']:.2f} s" for part in ("noticed_s", "stepping_s"))
-        found.add_row(name, str(times["count"]), *spans)
-    return found
-
-
-def _shown(value: Any) -> str:
-    return ", ".join(f"{count} {name}" for name, count in value.items()) if isinstance(value, dict) else str(value)
 
 
 if __name__ == "__main__":
