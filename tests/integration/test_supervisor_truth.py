@@ -11,7 +11,7 @@ import pytest
 from makers import SLOT
 from supervisor_harness import SPEC, TIMES, Trainer, working
 from trackside.bus import keys, streams
-from trackside.bus.client import Client, connect
+from trackside.bus.client import Client, Pipeline, connect
 from trackside.config import Settings
 from trackside.line import FREE_SLOT
 from trackside.models import Attempt, AttemptState, Beat, Job, JobState, Outcome, Reason, Role
@@ -205,6 +205,44 @@ def test_a_record_that_cannot_be_read_stops_its_own_job_only(
     with working(trainer):
         for job_id in ("a", "b", "child"):
             until(supervisor, store, job_id, JobState.SUCCEEDED)
+
+
+def test_a_round_takes_no_more_round_trips_for_many_attempts_than_for_one(
+    client: Client, store: Store, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a slow line it would in the end be too long for any silence to be judged."""
+    claimed(supervisor, store, Trainer(client, {}), "j")
+    asked: list[tuple[object, ...]] = []
+    ask, execute = Client.execute_command, Pipeline.execute
+
+    def asks(self: Client, *args: object, **options: object) -> object:
+        asked.append(args)
+        return ask(self, *args, **options)
+
+    def executes(self: Pipeline, raise_on_error: bool = True) -> list[object]:
+        asked.append(tuple(self.command_stack))
+        return execute(self, raise_on_error)
+
+    def trips() -> int:
+        """Of one round that reads all, in which nothing is due."""
+        supervisor.tick()
+        supervisor._resync_due_s = supervisor._tend_due_s = 0.0
+        asked.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(supervisor, "_beat", lambda *_: None)
+            patched.setattr(Client, "execute_command", asks)
+            patched.setattr(Pipeline, "execute", executes)
+            supervisor.tick()
+        return len(asked)
+
+    one = trips()
+    for number in range(9):
+        slot = replace(SLOT, id=f"h-cpu{number + 1}")
+        store.submit(f"j{number}", "j", SPEC)
+        store.assign(f"j{number}", slot, lambda *_: None)
+        store.claim(f"j{number}", 1, worker_pid=10)
+    supervisor.tick()
+    assert trips() == one, asked
 
 
 def test_a_job_that_its_worker_never_claimed_is_not_said_to_be_given_to_it(

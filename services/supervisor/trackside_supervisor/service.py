@@ -16,13 +16,14 @@ from dataclasses import replace
 from types import FrameType
 
 from trackside import logs
-from trackside.bus import beats, streams
+from trackside.bus import beats, keys, streams
 from trackside.bus.client import Client, connect, service_url
 from trackside.clock import Clock, SystemClock
 from trackside.config import Settings
 from trackside.errors import BusError, Conflict, DecodeError, NotFound, TracksideError
 from trackside.line import FREE_SLOT
 from trackside.models import ACTIVE, Attempt, AttemptState, Beat, EventKind, Job, JobState, Role
+from trackside.records import decoded
 from trackside.store import Store
 from trackside_supervisor import crashpoints, parents
 from trackside_supervisor.actions import Actions
@@ -202,6 +203,7 @@ class Supervisor:
 
     def _act(self, sight: Sight) -> None:
         standing = self._standstill.stands(self._jobs, sight)
+        found = self._attempts()
         for job in [job for job in self._jobs.values() if job.id not in standing]:
             if not self._renew(self._clock.monotonic_s()):  # on a slow line a round outlasts the lease
                 return
@@ -210,7 +212,8 @@ class Supervisor:
                     if not self._compare():
                         return
                     sight = replace(sight, clear=False)  # by what was seen before the break nobody is taken for lost
-                self._settle_one(job, sight)
+                    found = {}
+                self._settle_one(job, sight, found.get((job.id, job.attempt)))
                 if self._keeper.sure:
                     break
         self._jobs = {job_id: job for job_id, job in self._jobs.items() if not job.state.terminal}
@@ -224,10 +227,19 @@ class Supervisor:
             self._keeper.take_slots(slots, self._actions.breakers.values())
         self._place(standing)
 
-    def _settle_one(self, job: Job, sight: Sight) -> None:
+    def _attempts(self) -> dict[tuple[str, int], Attempt]:
+        """The newest attempts that are open or to be decided about, but for such as cannot be read.
+
+        In one round trip: a round that grows with the jobs would in the end be too long for any silence to be judged.
+        """
+        held = [job for job in self._jobs.values() if _is_held(job)]
+        found = decoded(Attempt, self._store.hashes(keys.attempt(job.id, job.attempt) for job in held)) if held else []
+        return {(attempt.job, attempt.number): attempt for attempt in found}
+
+    def _settle_one(self, job: Job, sight: Sight, attempt: Attempt | None) -> None:
         """One record that cannot be read is no reason to stop for all."""
         try:
-            self._jobs[job.id] = self._settle(job, sight)
+            self._jobs[job.id] = self._settle(job, sight, attempt)
         except NotFound as error:
             self._jobs.pop(job.id, None)
             self._log.warning("job_skipped", job=job.id, error=str(error))
@@ -236,17 +248,17 @@ class Supervisor:
                 raise
             self._log.warning("job_skipped", job=job.id, error=str(error))
 
-    def _settle(self, job: Job, sight: Sight) -> Job:
-        """Bring one job as far as this look allows."""
+    def _settle(self, job: Job, sight: Sight, attempt: Attempt | None) -> Job:
+        """Bring one job as far as this look allows; `attempt` is its newest, as far as it was read."""
         if job.state is JobState.WAITING:
             due = job.retry_at_ms is None or sight.now_ms >= job.retry_at_ms
             return self._actions.requeue(job) if due else job
         if parents.waits(job):
             verdict = self._verdict(job)
             return job if verdict.answer == "waits" else self._actions.heed_parents(job, verdict)
-        if job.slot is None and job.state not in ACTIVE:
+        if not _is_held(job):
             return job
-        attempt = self._store.attempt(job.id, job.attempt)
+        attempt = attempt or self._store.attempt(job.id, job.attempt)
         loss = lost(job, attempt, sight, self._limits)
         if loss is not None:
             job = self._actions.end_lost(job, attempt, loss)
@@ -304,6 +316,11 @@ class Supervisor:
             beats.retire(self._client, Role.SUPERVISOR, self._name)
         except (BusError, Conflict) as error:
             self._log.warning("left_without_farewell", error=str(error))
+
+
+def _is_held(job: Job) -> bool:
+    """Whether an attempt has the job, or has just ended."""
+    return job.slot is not None or job.state in ACTIVE
 
 
 def main(settings: Settings) -> int:
