@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 from typer.testing import CliRunner
 
+from store_world import moved
 from trackside.bus import beats, streams
 from trackside.bus.client import Client, connect
 from trackside.cli.app import app
@@ -143,6 +144,4 @@ class World:
         return self.finish(job_id, JobState.FAILED, "the program failed and has no retries left")
 
     def finish(self, job_id: str, state: JobState, detail: str | None = None) -> Job:
-        return self.store.change(
-            job_id, lambda job, now: self.store.moved(job, state, now, cause="test", detail=detail)
-        )
+        return moved(self.store, job_id, state, detail)

@@ -1,8 +1,11 @@
-"""What the tests with a server of their own share: a home for it, a user who may do everything, and its addresses."""
+"""What tests with a server share: a home for it, a user who may do everything, its addresses, and its death."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -39,3 +42,26 @@ def emptied(server: EmbeddedServer) -> Mapping[str, str]:
     with redis.Redis.from_url(urls["tester"]) as client:
         client.flushall()
     return urls
+
+
+def plain_client(url: str) -> redis.Redis:
+    """One of redis-py's own, with its own errors."""
+    return redis.Redis.from_url(url, socket_timeout=2.0)
+
+
+def reads(tester: redis.Redis) -> int:
+    """How often the server was asked for news, by anyone."""
+    return int(tester.info("commandstats").get("cmdstat_xread", {}).get("calls", 0))
+
+
+def killed(server: EmbeddedServer) -> None:
+    """SIGKILL, and waiting for it."""
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGKILL)
+    server.stop()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

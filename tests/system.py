@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from store_world import events_of, output_of
 from trackside.bus import beats, streams
 from trackside.bus.client import Client, connect, now_ms, without_password
 from trackside.config import Settings
@@ -116,7 +117,7 @@ class System:
         return at_ms
 
     def events(self, job_id: str) -> list[Event]:
-        return [event for _, event in streams.history(self.client, job_id)]
+        return events_of(self.store, job_id)
 
     def series(self, job_id: str, name: str) -> dict[int, Any]:
         """The canonical series: for each step the highest attempt's value."""
@@ -134,7 +135,7 @@ class System:
         return merged
 
     def output(self, job_id: str) -> str:
-        return b"".join(text for _, _, text in streams.output(self.client, job_id)).decode()
+        return output_of(self.store, job_id)
 
 
 @contextmanager

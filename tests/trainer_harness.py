@@ -14,6 +14,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from server_harness import TESTER_RULES, emptied, short_home, urls_by_user
+from store_world import output_of
 from supervisor_harness import FORK, supervise
 from trackside.bus import beats, queue, streams
 from trackside.bus.client import connect
@@ -179,7 +180,11 @@ class Trainer:
         return found
 
     def output(self, job: Job) -> str:
-        return b"".join(text for _, _, text in streams.output(self.client, job.id)).decode()
+        return output_of(self.store, job.id)
+
+    def says(self, job: Job, word: str) -> None:
+        """Wait until the script has said that."""
+        wait_until(lambda: word in self.output(job), 20, f"it did not say {word!r}")
 
     def steps(self, job: Job) -> list[int]:
         """The steps on the bus, in the order in which they came."""

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from server_harness import free_port
 from trackside.testing import wait_until
 
 pytestmark = [pytest.mark.compose, pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -91,9 +91,7 @@ class Deployment:
         self.name = f"trackside-test-{os.getpid()}"
         self.work = directory / "work"
         self.secrets = directory / "secrets"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self._environment = dict(os.environ) | {
             "TRACKSIDE_SECRETS": str(self.secrets),
             "TRACKSIDE_WORK": str(self.work),

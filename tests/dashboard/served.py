@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import http.client
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Final
 
+from server_harness import free_port
 from trackside.testing import wait_until
 
 START: Final = (
@@ -17,13 +17,23 @@ START: Final = (
 )
 
 
+def serves(port: int, within_s: float = 1.0) -> bool:
+    """Whether a dashboard at that port says that it is well."""
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=within_s)
+    try:
+        client.request("GET", "/_stcore/health")
+        return client.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        client.close()
+
+
 class Dashboard:
     """Answers when it is made; whoever made it ends its process."""
 
     def __init__(self, url: str, folder: Path, **more: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self.log = folder / "dashboard.log"
         kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "VIRTUAL_ENV")}
         given = {"HOME": str(folder), "TRACKSIDE_REDIS_URL": url, "TRACKSIDE_DASHBOARD_PORT": str(self.port)}
@@ -35,14 +45,7 @@ class Dashboard:
 
     def answers(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
-        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)
-        try:
-            client.request("GET", "/_stcore/health")
-            return client.getresponse().status == 200
-        except OSError:
-            return False
-        finally:
-            client.close()
+        return serves(self.port)
 
     def at(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}{path}"

@@ -15,6 +15,7 @@ from streamlit.testing.v1 import AppTest
 
 from cli_world import World
 from dashboard.seed import Seed
+from server_harness import reads
 from trackside.server import EmbeddedServer
 from trackside.testing import wait_until
 from trackside_dashboard.hub import Hub
@@ -51,11 +52,6 @@ def fingerprint(tester: redis.Redis, prefix: bytes = b"") -> Fingerprint:
         kind = cast(bytes, tester.type(key))
         found[key] = (kind, READ[kind](tester, key), tester.pexpiretime(key))
     return found
-
-
-def reads(tester: redis.Redis) -> int:
-    """How often the server was asked for news, by anyone."""
-    return int(tester.info("commandstats").get("cmdstat_xread", {}).get("calls", 0))
 
 
 @pytest.fixture

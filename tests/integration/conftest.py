@@ -1,12 +1,13 @@
-"""Fixtures for several of the integration tests: a seeded bus under the command line, and a script to submit."""
+"""Fixtures for several of the integration tests: an empty bus under the command line, a script, a bad line."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from chaos.proxy import Proxy
 from cli_world import World
 from system import TRAIN
 from trackside.server import EmbeddedServer
@@ -24,3 +25,10 @@ def script(tmp_path: Path) -> Path:
     path = tmp_path / "train.py"
     path.write_text(TRAIN)
     return path
+
+
+@pytest.fixture
+def line(redis_server: EmbeddedServer) -> Iterator[Proxy]:
+    """A way to the shared server that can be spoiled."""
+    with Proxy(redis_server.socket_path, 7) as proxy:
+        yield proxy

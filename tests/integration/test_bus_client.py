@@ -46,12 +46,6 @@ def trips(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], int]
 
 
 @pytest.fixture
-def line(redis_server: EmbeddedServer) -> Iterator[Proxy]:
-    with Proxy(redis_server.socket_path, 7) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 def far(line: Proxy, redis_server: EmbeddedServer, bus_urls: Mapping[str, str]) -> Iterator[Client]:
     password = read_password(redis_server.home / "secrets" / "supervisor")
     client = connect(with_password(f"redis://supervisor@127.0.0.1:{line.port}/0", password), name="far")

@@ -38,23 +38,19 @@ def nothing(trainer: Trainer, job: Job) -> None:
     """The script ends by itself, or its limit ends it."""
 
 
-def says_ready(trainer: Trainer, job: Job) -> None:
-    wait_until(lambda: "ready" in trainer.output(job), 20, "the script did not start")
-
-
 def cancel(trainer: Trainer, job: Job) -> None:
-    says_ready(trainer, job)
+    trainer.says(job, "ready")
     trainer.store.cancel(job.id)
 
 
 def pause(trainer: Trainer, job: Job) -> None:
-    says_ready(trainer, job)
+    trainer.says(job, "ready")
     trainer.store.pause(job.id)
 
 
 def preempt(trainer: Trainer, job: Job) -> None:
     """Its worker is asked to stop, as at every orderly stop of a host."""
-    says_ready(trainer, job)
+    trainer.says(job, "ready")
     os.kill(trainer.worker_pid(), signal.SIGTERM)
 
 

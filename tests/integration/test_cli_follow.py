@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from cli_world import HOSTILE_NAME, World, terminal_output
+from server_harness import reads
 from trackside.bus import keys, streams
 from trackside.bus.client import connect
 from trackside.models import JobState
@@ -96,14 +97,10 @@ def test_following_a_silent_attempt_asks_twice_a_second_at_most(world: World, bu
         pipe.execute()
     process = world.start("logs", "-f", "quiet-1")
     tester = connect(bus_urls["tester"])
-
-    def reads() -> int:
-        return int(tester.info("commandstats").get("cmdstat_xread", {}).get("calls", 0))
-
-    before = reads()
-    wait_until(lambda: reads() > before, LIMIT_S, "it never read")
-    began_s, first = time.monotonic(), reads()
-    wait_until(lambda: reads() >= first + 4, LIMIT_S, "it stopped reading")
+    before = reads(tester)
+    wait_until(lambda: reads(tester) > before, LIMIT_S, "it never read")
+    began_s, first = time.monotonic(), reads(tester)
+    wait_until(lambda: reads(tester) >= first + 4, LIMIT_S, "it stopped reading")
     assert time.monotonic() - began_s > 1.0, "an entry without text woke it again and again"
     world.store.cancel("quiet-1")
     tester.close()

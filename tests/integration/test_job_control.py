@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from makers import SLOT, SPEC, a_checkpoint
-from store_world import moved, push_nothing, started
+from store_world import events_of, moved, push_nothing, started
 from trackside.bus import keys, streams
 from trackside.bus.client import connect
 from trackside.errors import Fenced, IllegalTransition, InvalidJob, NotFound, ServerBehind
@@ -74,9 +74,9 @@ def test_cancel_has_one_effect_in_every_state(store: Store, state: JobState) -> 
         assert store.job("j") == before
         return
     assert store.cancel("j").state is wanted
-    events = len(list(streams.history(store.client, "j")))
+    events = events_of(store, "j")
     assert store.cancel("j").state is wanted
-    assert len(list(streams.history(store.client, "j"))) == events, "asking again did something"
+    assert events_of(store, "j") == events, "asking again did something"
 
 
 @pytest.mark.parametrize("state", list(JobState))
@@ -120,7 +120,7 @@ def test_a_pause_that_is_still_awaited_can_be_taken_back(store: Store) -> None:
     store.pause("j")
     assert store.resume("j").state is JobState.RUNNING
     assert store.resume("j").state is JobState.RUNNING
-    causes = [event.cause for _, event in streams.history(store.client, "j") if event.new is not None]
+    causes = [event.cause for event in events_of(store, "j") if event.new is not None]
     assert causes[-2:] == ["pause requested", "resume requested"]
     store.end_attempt("j", 1, Outcome(reason=Reason.PAUSED))  # it had obeyed by then, and goes on at once
     assert moved(store, "j", JobState.QUEUED).slot is None
@@ -150,7 +150,7 @@ def test_a_paused_job_goes_back_to_a_named_checkpoint_and_the_record_tells(store
     job = store.resume("j", "step-20-a1")
     assert [found.step for found in job.checkpoints] == [20, 10]
     assert job.state is JobState.QUEUED
-    last = list(streams.history(store.client, "j"))[-1][1]
+    last = events_of(store, "j")[-1]
     assert (last.data["from"], last.data["dropped"]) == ("step-20-a1", ["step-30-a1"])
     assert store.resume("j", "step-20-a1") == job  # a second time changes nothing
     store.assign("j", SLOT, push_nothing)

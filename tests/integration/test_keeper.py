@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from full_disk import full_disk
 from trackside.bus import keys, streams
 from trackside.bus.client import Client, connect
 from trackside.config import Settings
@@ -79,17 +78,6 @@ def test_a_connection_that_breaks_while_the_ledger_catches_up_ends_the_round_and
     assert set(Ledger.open(tmp_path / "ledger").jobs) == {"first", "second"}
 
 
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """No file of this process may grow beyond some bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM_BYTES, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def kept(client: Client, home: Path, *job_ids: str) -> tuple[Store, Keeper]:
     """A keeper whose ledger has these jobs."""
     store = Store(client, by="supervisor:test")
@@ -118,7 +106,7 @@ def test_a_server_that_has_less_is_noticed_though_the_disk_does_not_take_the_led
     if died:
         keeper.forget()
         keeper = Keeper(Settings.from_environ({}, home=tmp_path), client, store, lambda: True)
-    with full_disk():
+    with full_disk(ROOM_BYTES):
         if not died:
             store.submit("meanwhile", "meanwhile", SPEC)
             keeper.take_in(store.jobs(["meanwhile"]), streams.newest_event_id(client))
@@ -139,7 +127,7 @@ def test_a_snapshot_that_came_while_the_disk_was_full_is_copied_later(
 ) -> None:
     monkeypatch.setattr(keeper_, "_RETRY_S", 0.0)
     store, keeper = kept(client, tmp_path)
-    with full_disk():
+    with full_disk(ROOM_BYTES):
         store.submit("j", "j", replace(SPEC, snapshot="ab" * 32), snapshot=b"x" * 2 * ROOM_BYTES)
         keeper.take_in(store.jobs(["j"]), streams.newest_event_id(client))
     keeper.settle()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,16 @@ def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launcher:
     return Launcher(settings, slots="cpu:1", dashboard=False)
 
 
+def watch(launcher: Launcher, service: Service, until: Callable[[], bool], message: str) -> None:
+    """Let the launcher watch the service until that is so."""
+
+    def there() -> bool:
+        launcher._watch_service(service)
+        return until()
+
+    wait_until(there, 30, message)
+
+
 @pytest.fixture
 def dying(tmp_path: Path) -> Service:
     argv = [sys.executable, "-c", "raise SystemExit(3)"]
@@ -51,23 +61,13 @@ def dying(tmp_path: Path) -> Service:
 
 def test_a_service_that_keeps_dying_is_told_and_waits_the_longest_wait(launcher: Launcher, dying: Service) -> None:
     with capture_logs() as logs:
-
-        def keeps_dying() -> bool:
-            launcher._watch_service(dying)
-            return bool(told(logs, "service_keeps_dying"))
-
-        wait_until(keeps_dying, 30, "it is started again and again, and nobody says so")
+        watch(launcher, dying, lambda: bool(told(logs, "service_keeps_dying")), "nobody says that it keeps dying")
         died_s = time.monotonic()
         deaths = told(logs, "service_died")
         assert [death["status"] for death in deaths] == [3] * (INTENSITY + 1)
         assert deaths[-1]["restart_in_s"] == CAP_S > max(death["restart_in_s"] for death in deaths[:-1])
         assert not runs(dying)
-
-        def again() -> bool:
-            launcher._watch_service(dying)
-            return runs(dying)
-
-        wait_until(again, 30, "it is not started any more")
+        watch(launcher, dying, lambda: runs(dying), "it is not started any more")
         assert time.monotonic() - died_s >= CAP_S * 0.9, "it did not wait"
         let_end(dying)
 
@@ -76,12 +76,7 @@ def test_a_service_whose_deaths_lie_back_is_started_soon(launcher: Launcher, dyi
     dying.deaths_s = [time.monotonic() - 61] * 50
     dying.start()
     with capture_logs() as logs:
-
-        def died() -> bool:
-            launcher._watch_service(dying)
-            return bool(told(logs, "service_died"))
-
-        wait_until(died, 30, "it does not die")
+        watch(launcher, dying, lambda: bool(told(logs, "service_died")), "it does not die")
     assert told(logs, "service_keeps_dying") == []
     assert told(logs, "service_died")[0]["restart_in_s"] < CAP_S
     assert len(dying.deaths_s) == 1

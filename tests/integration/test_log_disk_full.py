@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from dashboard.served import serves
+from server_harness import free_port
 from trackside.bus import beats
 from trackside.bus.client import connect
 from trackside.models import Beat, JobSpec, JobState, Program, Role
@@ -78,20 +78,11 @@ def test_supervisor_and_trainer_go_on_where_log_and_ledger_meet_a_full_disk(
 def test_the_dashboard_starts_serves_and_stops_where_its_output_meets_a_full_disk(
     bus_urls: Mapping[str, str], fresh_home: Path
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     with serving(fresh_home, bus_urls["dashboard"], "dashboard", port=port) as dashboard:
 
         def answers() -> bool:
             assert dashboard.poll() is None, f"it ended with {dashboard.returncode}"
-            client = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
-            try:
-                client.request("GET", "/_stcore/health")
-                return client.getresponse().status == 200
-            except OSError:
-                return False
-            finally:
-                client.close()
+            return serves(port)
 
         wait_until(answers, 40, "it does not answer")

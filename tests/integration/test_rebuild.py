@@ -13,6 +13,8 @@ import orjson
 import pytest
 
 from makers import SLOT
+from server_harness import killed
+from store_world import events_of
 from supervisor_harness import (
     SCRIPTS,
     SPEC,
@@ -62,18 +64,12 @@ def supervisors(own_server: EmbeddedServer, tmp_path: Path) -> Iterator[Supervis
 def state_of(store: Store, job_id: str) -> tuple[Job, list[Attempt], list[Event]]:
     """All records of a job but the notes of rebuilds."""
     job = store.job(job_id)
-    told = [event for _, event in streams.history(store.client, job_id) if event.cause != REBUILT]
+    told = [event for event in events_of(store, job_id) if event.cause != REBUILT]
     return job, store.attempts(job), told
 
 
-def notes(client: Client, job_id: str) -> int:
-    return sum(event.cause == REBUILT for _, event in streams.history(client, job_id))
-
-
-def killed(server: EmbeddedServer) -> None:
-    assert server.pid is not None
-    os.kill(server.pid, signal.SIGKILL)
-    server.stop()
+def notes(store: Store, job_id: str) -> int:
+    return causes(store, job_id).count(REBUILT)
 
 
 def emptied(server: EmbeddedServer) -> None:
@@ -102,13 +98,13 @@ def test_a_supervisor_killed_in_the_middle_of_a_rebuild_is_followed_by_one_that_
         wait_until(lambda: not first.is_alive(), 20, f"the supervisor did not come by {crash_at!r}")
         assert first.exitcode == -signal.SIGKILL
         supervisors.start()
-    wait_until(lambda: until_reachable(lambda: all_back(client, jobs), limit_s=20), 20, "not every job came back")
+    wait_until(lambda: until_reachable(lambda: all_back(store, jobs), limit_s=20), 20, "not every job came back")
 
     assert {job_id: state_of(store, job_id) for job_id in jobs} == before
     made = replay_all(everything(store))
     assert made[BEGUN] >= 1, "nothing says why the records were rebuilt"
     assert made[REBUILT] == len(jobs)
-    assert [notes(client, job_id) for job_id in jobs] == [1] * len(jobs)
+    assert [notes(store, job_id) for job_id in jobs] == [1] * len(jobs)
     assert {job_id: store.job(job_id).state for job_id in WANTED} == WANTED
     assert store.live_job_ids() == ["waits"]
     assert store.slot(SLOT.id).cordoned, "what people had set on the slot is lost"
@@ -157,7 +153,7 @@ def test_what_a_cut_append_only_file_lost_is_told_and_comes_back(
     assert {job_id: state_of(store, job_id) for job_id in jobs if job_id != "last"} == {
         job_id: state for job_id, state in before.items() if job_id != "last"
     }
-    told = [event.data["text"] for _, event in streams.history(client, "last") if event.cause == REBUILT]
+    told = [event.data["text"] for event in events_of(store, "last") if event.cause == REBUILT]
     if where != "100 bytes":  # those may be nothing but signs of life
         assert ["without this job" in text for text in told] == [True]
         assert replay_all(everything(store))[BEGUN] >= 1
@@ -245,17 +241,17 @@ def test_without_a_ledger_a_job_that_a_worker_has_more_of_is_left_alone_and_said
 
     carrying()
     supervisors.start()
-    wait_until(lambda: carrying() and OLDER in causes(client, "j"), 20, "the supervisor says nothing")
+    wait_until(lambda: carrying() and OLDER in causes(store, "j"), 20, "the supervisor says nothing")
     store.submit("k", "k", SPEC)
     wait_until(lambda: carrying() and store.job("k").attempt == 1, 20, "other jobs are not given out any more")
 
     assert (store.job("j").state, store.job("j").attempt) == (JobState.RUNNING, 1), "it was decided about"
-    assert causes(client, "j").count(OLDER) == 1
+    assert causes(store, "j").count(OLDER) == 1
     assert replay_all(everything(store))[OLDER] == 1
 
 
-def causes(client: Client, job_id: str) -> list[str | None]:
-    return [event.cause for _, event in streams.history(client, job_id)]
+def causes(store: Store, job_id: str) -> list[str | None]:
+    return [event.cause for event in events_of(store, job_id)]
 
 
 def test_nothing_is_written_to_a_server_that_was_not_compared_yet(own_server: EmbeddedServer) -> None:
@@ -286,8 +282,8 @@ def beating(trainer: Trainer) -> bool:
     return True
 
 
-def all_back(client: Client, jobs: list[str]) -> bool:
-    return all(notes(client, job_id) for job_id in jobs)
+def all_back(store: Store, jobs: list[str]) -> bool:
+    return all(notes(store, job_id) for job_id in jobs)
 
 
 def ledger_has(home: Path, *words: str) -> bool:

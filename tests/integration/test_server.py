@@ -15,36 +15,33 @@ from pathlib import Path
 import pytest
 import redis
 
+from server_harness import plain_client
 from trackside.bus.acl import USERS
 from trackside.errors import AlreadyRunning, ServerError
 from trackside.server import EmbeddedServer, HomeLock, ServerBinary, url_for
 from trackside.testing import wait_until
 
 
-def _client(url: str) -> redis.Redis:
-    return redis.Redis.from_url(url, socket_timeout=2.0)
-
-
 def test_data_survives_a_stop_and_a_start(own_server: EmbeddedServer) -> None:
-    with _client(own_server.url("trainer")) as client:
+    with plain_client(own_server.url("trainer")) as client:
         client.set("ts:kept", "yes")
     port = own_server.port
     own_server.stop()
 
-    with own_server, _client(own_server.url("trainer", tcp=True)) as client:
+    with own_server, plain_client(own_server.url("trainer", tcp=True)) as client:
         assert client.get("ts:kept") == b"yes"
         assert own_server.port == port, "a URL in somebody's notes must stay good"
 
 
 def test_acknowledged_writes_survive_sigkill_of_the_server(own_server: EmbeddedServer) -> None:
-    with _client(own_server.url("trainer")) as client:
+    with plain_client(own_server.url("trainer")) as client:
         client.rpush("ts:list", *range(1000))
     assert own_server.pid is not None
     os.kill(own_server.pid, signal.SIGKILL)
     wait_until(lambda: own_server.poll() is not None, 5, "the killed server did not end")
     own_server.stop()
 
-    with own_server, _client(own_server.url("trainer")) as client:
+    with own_server, plain_client(own_server.url("trainer")) as client:
         assert client.llen("ts:list") == 1000
 
 
@@ -65,7 +62,7 @@ def test_everything_in_the_home_is_private_and_passwords_are_kept(own_server: Em
 
 def test_another_process_finds_the_server_by_its_home(own_server: EmbeddedServer) -> None:
     for tcp in (False, True):
-        with _client(url_for(own_server.home, "dashboard", tcp=tcp)) as client:
+        with plain_client(url_for(own_server.home, "dashboard", tcp=tcp)) as client:
             assert client.execute_command("PING")
     own_server.stop()
     with pytest.raises(ServerError, match="trackside up"):
@@ -87,7 +84,7 @@ def test_a_long_home_gets_its_socket_in_a_private_temporary_directory(
     server_binary: ServerBinary, fresh_home: Path
 ) -> None:
     home = fresh_home / ("long-" * 30)
-    with EmbeddedServer(home, binary=server_binary) as server, _client(url_for(home, "trainer")) as client:
+    with EmbeddedServer(home, binary=server_binary) as server, plain_client(url_for(home, "trainer")) as client:
         assert client.set("ts:a", "1")
         assert not server.socket_path.is_relative_to(home)
         assert stat.S_IMODE(server.socket_path.parent.stat().st_mode) == 0o700
@@ -96,7 +93,7 @@ def test_a_long_home_gets_its_socket_in_a_private_temporary_directory(
 
 def test_a_home_with_spaces_and_quotes_works(server_binary: ServerBinary, fresh_home: Path) -> None:
     home = fresh_home / 'my "own" home %41'
-    with EmbeddedServer(home, binary=server_binary), _client(url_for(home, "trainer")) as client:
+    with EmbeddedServer(home, binary=server_binary), plain_client(url_for(home, "trainer")) as client:
         assert client.set("ts:a", "1")
 
 
@@ -107,7 +104,7 @@ def test_the_data_never_has_two_servers(
     with pytest.raises(AlreadyRunning) as caught:
         EmbeddedServer(own_server.home, binary=server_binary).start()
     assert caught.value.pid == own_server.pid
-    with _client(own_server.url("trainer")) as client:
+    with plain_client(own_server.url("trainer")) as client:
         assert client.set("ts:a", "1"), "the first server was disturbed"
 
 
@@ -131,7 +128,7 @@ def test_a_wanted_port_that_is_taken_is_named(server_binary: ServerBinary, fresh
 
 
 def test_a_damaged_file_is_named_and_the_printed_command_repairs_it(own_server: EmbeddedServer) -> None:
-    with _client(own_server.url("trainer")) as client:
+    with plain_client(own_server.url("trainer")) as client:
         client.set("ts:first", "kept")
         client.rpush("ts:list", *range(1000))
         client.set("ts:last", "lost")
@@ -146,7 +143,7 @@ def test_a_damaged_file_is_named_and_the_printed_command_repairs_it(own_server: 
     assert command is not None, caught.value.message
     repaired = subprocess.run(command[1], shell=True, input="y\n", text=True, capture_output=True)  # noqa: S602 -- as a person would
     assert repaired.returncode == 0, repaired.stdout + repaired.stderr
-    with own_server, _client(own_server.url("trainer")) as client:
+    with own_server, plain_client(own_server.url("trainer")) as client:
         assert client.get("ts:first") == b"kept"
 
 
@@ -180,19 +177,19 @@ def test_the_server_ends_with_the_process_that_started_it(server_binary: ServerB
     with subprocess.Popen([sys.executable, "-c", story, str(fresh_home)], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
-        with _client(url_for(fresh_home, "trainer")) as client:
+        with plain_client(url_for(fresh_home, "trainer")) as client:
             client.set("ts:a", "1")
         parent.kill()
 
     # A new one waits for the old one to be gone, and loads what it wrote.
-    with EmbeddedServer(fresh_home, binary=server_binary) as server, _client(server.url("trainer")) as client:
+    with EmbeddedServer(fresh_home, binary=server_binary) as server, plain_client(server.url("trainer")) as client:
         assert client.get("ts:a") == b"1"
         assert server.pid != pid
         wait_until(lambda: not Path(f"/proc/{pid}/exe").exists(), 5, "the orphaned server is still there")
 
 
 def test_rq_info_works_over_tcp_as_operator(redis_server: EmbeddedServer, bus_urls: dict[str, str]) -> None:
-    with _client(bus_urls["trainer"]) as client:  # what an ended worker, an old result and a waiting job look like
+    with plain_client(bus_urls["trainer"]) as client:  # what an ended worker, an old result and a waiting job look like
         client.sadd("rq:queues", "rq:queue:gpu")
         client.rpush("rq:queue:gpu", "a-job:1")
         client.sadd("rq:workers", "rq:worker:gone")
@@ -259,7 +256,7 @@ def test_the_deployments_configuration_and_users_start_a_server(server_binary: S
             password = (secrets / "trainer").read_text().strip()
             url = f"unix://trainer:{password}@{at}"
             wait_until(at.exists, 10, "the server did not start")
-            with _client(url) as client:
+            with plain_client(url) as client:
                 assert client.set("ts:a", "1")
                 for words in (
                     ("EVAL", "return 1", "0"),
@@ -269,7 +266,7 @@ def test_the_deployments_configuration_and_users_start_a_server(server_binary: S
                 ):
                     with pytest.raises(redis.exceptions.NoPermissionError):
                         client.execute_command(*words)
-            with _client(f"unix://{at}") as anonymous, pytest.raises(redis.AuthenticationError):
+            with plain_client(f"unix://{at}") as anonymous, pytest.raises(redis.AuthenticationError):
                 anonymous.ping()
         finally:
             server.terminate()

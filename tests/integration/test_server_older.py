@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket as socket_
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import pytest
 import redis
 
 from chaos.proxy import Proxy
+from server_harness import free_port
 from system import System, running_system
 from trackside import oracle, witness
 from trackside.cli.faults import frozen
@@ -262,9 +262,7 @@ def answers(client: redis.Redis) -> bool:
 def test_a_promoted_replica_that_misses_the_last_writes_takes_no_number_back(
     fresh_home: Path, script: Path, server_binary: ServerBinary
 ) -> None:
-    with socket_.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     home = fresh_home / "home"
     with (
         plain_server(server_binary, fresh_home / "a", "--port", port) as (primary, process),

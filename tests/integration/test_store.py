@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from makers import SLOT, SPEC, a_checkpoint
-from store_world import moved, push_nothing, started
+from store_world import events_of, folded, moved, push_nothing, started
 from trackside.bus import beats, keys, streams
 from trackside.bus.client import Client, connect
 from trackside.bus.leases import Lease
@@ -52,21 +52,12 @@ def ended(store: Store, job: Job, reason: Reason = Reason.KILLED) -> Job:
     return store.end_attempt(job.id, job.attempt, Outcome(reason=reason))
 
 
-def folded(client: Client, job_id: str) -> JobState | None:
-    state: JobState | None = None
-    for _, event in streams.history(client, job_id):
-        if event.kind is EventKind.TRANSITION:
-            assert event.old is state, "the history has a gap"
-        state = event.new or state
-    return state
-
-
 def test_submitting_twice_makes_one_job(bus_urls: Mapping[str, str]) -> None:
     submitter = a_store(bus_urls, "submitter")
     first = submitter.submit("j", "first", SPEC, snapshot=b"tar")
     assert submitter.submit("j", "second", SPEC) == first
     assert submitter.job_ids() == submitter.live_job_ids() == ["j"]
-    assert len(list(streams.history(submitter.client, "j"))) == 1
+    assert len(events_of(submitter, "j")) == 1
 
 
 def test_a_snapshot_comes_back_as_it_was_whatever_its_size(bus_urls: Mapping[str, str]) -> None:
@@ -108,7 +99,7 @@ def test_a_life_with_one_kill_is_told_and_folds_to_its_state(store: Store) -> No
     job = moved(store, "j", JobState.SUCCEEDED)
     assert job.ended_at_ms is not None
     assert store.live_job_ids() == []
-    assert folded(store.client, "j") is JobState.SUCCEEDED is store.job("j").state
+    assert folded(store, "j") is JobState.SUCCEEDED is store.job("j").state
     reasons = [attempt.outcome.reason for attempt in store.attempts(job) if attempt.outcome]
     assert reasons == [Reason.KILLED, Reason.SUCCEEDED]
 
@@ -151,7 +142,7 @@ def test_of_many_who_assign_one_attempt_comes_out(bus_urls: Mapping[str, str]) -
     with ThreadPoolExecutor(8) as pool:
         jobs = list(pool.map(lambda _: a_store(bus_urls).assign("j", SLOT, push_nothing), range(16)))
     assert {job.attempt for job in jobs} == {1}
-    assert sum(event.kind is EventKind.ASSIGNED for _, event in streams.history(store.client, "j")) == 1
+    assert sum(event.kind is EventKind.ASSIGNED for event in events_of(store, "j")) == 1
 
 
 def test_an_attempt_that_has_been_replaced_is_refused_everything(store: Store) -> None:
@@ -217,7 +208,7 @@ def test_cancel_is_at_once_where_nothing_runs_and_asked_for_where_something_does
     wanted = JobState.CANCELLING if runs else JobState.CANCELLED
     assert store.cancel("j").state is wanted
     assert store.cancel("j").state is wanted  # a second time changes nothing
-    assert sum(event.new is wanted for _, event in streams.history(store.client, "j")) == 1
+    assert sum(event.new is wanted for event in events_of(store, "j")) == 1
 
 
 def test_a_finished_job_refuses_to_be_cancelled_or_paused(store: Store) -> None:

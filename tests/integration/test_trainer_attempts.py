@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from store_world import events_of, moved
 from trackside.bus import queue, streams
 from trackside.models import AttemptState, EventKind, JobState, Reason, Slot
 from trackside.server import EmbeddedServer
@@ -152,10 +153,7 @@ def test_the_next_attempt_goes_on_from_the_accepted_checkpoint(trainer: Trainer)
     first = trainer.ended(job)
     saved = trainer.store.job(job.id).checkpoints[0].step
 
-    def requeue(found: Any, now: int) -> Any:
-        return trainer.store.moved(found, JobState.QUEUED, now, cause="test", detail=None)
-
-    trainer.store.change(job.id, requeue)
+    moved(trainer.store, job.id, JobState.QUEUED)
     again = trainer.give(job.id)
     second = trainer.ended(again)
 
@@ -163,7 +161,7 @@ def test_the_next_attempt_goes_on_from_the_accepted_checkpoint(trainer: Trainer)
     assert second.first_step == saved + 1
     attempt = trainer.attempt(again)
     assert (attempt.number, attempt.resumed_step) == (2, saved)
-    kinds = [event.kind for _, event in streams.history(trainer.client, job.id)]
+    kinds = [event.kind for event in events_of(trainer.store, job.id)]
     assert EventKind.RESTORED in kinds
 
 
@@ -245,7 +243,7 @@ def test_an_attempt_of_another_slot_is_refused(trainer: Trainer) -> None:
 
     wait_until(lambda: queue.queued(trainer.client, "box-cpu0") == [], 20, "the strange id is still queued")
     assert trainer.attempt(job).state is AttemptState.ASSIGNED
-    assert EventKind.STARTED not in [event.kind for _, event in streams.history(trainer.client, job.id)]
+    assert EventKind.STARTED not in [event.kind for event in events_of(trainer.store, job.id)]
     trainer.store.retire_slot(elsewhere.id)
 
 
@@ -254,7 +252,7 @@ def test_an_attempt_that_is_over_is_not_run_again(trainer: Trainer) -> None:
     assert trainer.ended(job).reason is Reason.SUCCEEDED
     trainer.tester.rpush("rq:queue:slot-box-cpu0", f"{job.id}_1")
     wait_until(lambda: queue.queued(trainer.client, "box-cpu0") == [], 20, "the stale id is still queued")
-    kinds = [event.kind for _, event in streams.history(trainer.client, job.id)]
+    kinds = [event.kind for event in events_of(trainer.store, job.id)]
     assert (kinds.count(EventKind.STARTED), kinds.count(EventKind.ENDED)) == (1, 1)
 
 

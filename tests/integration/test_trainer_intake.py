@@ -24,12 +24,6 @@ from trackside_trainer.worker import SlotWorker
 
 
 @pytest.fixture
-def line(redis_server: EmbeddedServer) -> Iterator[Proxy]:
-    with Proxy(redis_server.socket_path, 7) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 def intake(line: Proxy, redis_server: EmbeddedServer, bus_urls: Mapping[str, str], tmp_path: Path) -> Iterator[Intake]:
     """A slot's, with no gates; it reaches the records by `line`, and RQ's own by another."""
     password = read_password(redis_server.home / "secrets" / "trainer")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trackside.bus import streams
+from store_world import events_of
 from trackside.models import Job, JobState, Reason
 from trackside.server import EmbeddedServer
 from trackside.testing import wait_until
@@ -55,10 +55,6 @@ def trains(*, before: str = "", within: str = "pass", after: str = "", total: in
     return TRAINS.format(before=before, within=within, after=after, total=total)
 
 
-def said(trainer: Trainer, job: Job, word: str) -> None:
-    wait_until(lambda: word in trainer.output(job), 20, f"it did not say {word!r}")
-
-
 def is_paused_without_loss(trainer: Trainer, job: Job, *, after_step: int) -> None:
     outcome = trainer.ended(job)
     assert (outcome.reason, outcome.exit_code) == (Reason.PAUSED, 75), outcome
@@ -72,7 +68,7 @@ def refused(trainer: Trainer, job: Job, *words: str) -> None:
     )
     assert found
     assert all(word in (found.detail or "") for word in words), found.detail
-    last = [event for _, event in streams.history(trainer.client, job.id) if event.new is JobState.RUNNING][-1]
+    last = [event for event in events_of(trainer.store, job.id) if event.new is JobState.RUNNING][-1]
     assert (last.cause, last.data["detail"]) == ("pause refused", found.detail)
 
 
@@ -81,7 +77,7 @@ LONG_STEP = f"if step == 5: print('long', flush=True); time.sleep({LONG_S})"
 
 def test_a_pause_waits_for_a_step_that_is_longer_than_the_grace(trainer: Trainer) -> None:
     job = trainer.assign(trains(within=LONG_STEP))
-    said(trainer, job, "long")
+    trainer.says(job, "long")
     trainer.store.pause(job.id)
     is_paused_without_loss(trainer, job, after_step=5)
 
@@ -95,7 +91,7 @@ def test_a_pause_waits_for_a_checkpoint_that_is_longer_than_the_grace(trainer: T
 
 def test_a_run_that_hangs_while_it_is_to_pause_ends_stalled(trainer: Trainer) -> None:
     job = trainer.assign(trains(within="if step == 5: print('hangs', flush=True); time.sleep(600)"))
-    said(trainer, job, "hangs")
+    trainer.says(job, "hangs")
     trainer.store.pause(job.id)
     outcome = trainer.ended(job, 20)
     assert outcome.reason is Reason.STALLED
@@ -104,7 +100,7 @@ def test_a_run_that_hangs_while_it_is_to_pause_ends_stalled(trainer: Trainer) ->
 
 def test_a_cancel_does_not_wait_for_what_a_pause_waits_for(trainer: Trainer) -> None:
     job = trainer.assign(trains(within="if step == 5: print('long', flush=True); time.sleep(600)"))
-    said(trainer, job, "long")
+    trainer.says(job, "long")
     trainer.store.pause(job.id)
     wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 20, "it was not asked to pause")
     trainer.store.cancel(job.id)
@@ -114,7 +110,7 @@ def test_a_cancel_does_not_wait_for_what_a_pause_waits_for(trainer: Trainer) -> 
 
 def test_a_pause_that_is_taken_back_changes_nothing(trainer: Trainer) -> None:
     job = trainer.assign(trains(within=LONG_STEP, total=60))
-    said(trainer, job, "long")
+    trainer.says(job, "long")
     trainer.store.pause(job.id)
     wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 20, "it was not asked to pause")
     assert trainer.store.resume(job.id).state is JobState.RUNNING
@@ -125,7 +121,7 @@ def test_a_pause_that_is_taken_back_changes_nothing(trainer: Trainer) -> None:
 
 def test_a_stranger_who_stops_a_run_after_a_pause_was_taken_back_is_heard(trainer: Trainer) -> None:
     job = trainer.assign(trains(within=LONG_STEP))
-    said(trainer, job, "long")
+    trainer.says(job, "long")
     trainer.store.pause(job.id)
     wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 20, "it was not asked to pause")
     trainer.store.resume(job.id)
@@ -168,7 +164,7 @@ def test_a_pause_after_the_last_step_is_refused_where_that_was_not_saved(trainer
     job = trainer.assign(
         trains(before="files_of_at_most(FULL)", after="print('tests', flush=True)\ntime.sleep(3)", total=20)
     )
-    said(trainer, job, "tests")
+    trainer.says(job, "tests")
     trainer.store.pause(job.id)
     refused(trainer, job, "was not written (File too large)")
     assert trainer.ended(job).reason is Reason.SUCCEEDED
@@ -176,7 +172,7 @@ def test_a_pause_after_the_last_step_is_refused_where_that_was_not_saved(trainer
 
 def test_a_pause_after_the_last_step_needs_no_end_of_what_comes_then(trainer: Trainer) -> None:
     job = trainer.assign(trains(after="print('tests', flush=True)\ntime.sleep(600)", total=20))
-    said(trainer, job, "tests")
+    trainer.says(job, "tests")
     trainer.store.pause(job.id)
     is_paused_without_loss(trainer, job, after_step=20)
 
@@ -199,7 +195,7 @@ def test_a_script_that_leaves_at_sigterm_is_paused_at_its_boundary_all_the_same(
 
 def test_a_script_that_ends_by_itself_before_it_hears_of_its_pause_has_succeeded(trainer: Trainer) -> None:
     job = trainer.assign(trains(within=f"if step == 5: print('long', flush=True); time.sleep({LONG_S}); break"))
-    said(trainer, job, "long")
+    trainer.says(job, "long")
     trainer.store.pause(job.id)
     wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 20, "it was not asked to pause")
     outcome = trainer.ended(job)
@@ -209,7 +205,7 @@ def test_a_script_that_ends_by_itself_before_it_hears_of_its_pause_has_succeeded
 def test_one_that_is_killed_while_it_is_to_pause_has_not_paused(trainer: Trainer) -> None:
     job = trainer.assign(trains(within="if step == 5: print('long', flush=True); time.sleep(600)"))
     pid = trainer.running(job, step=4)
-    said(trainer, job, "long")
+    trainer.says(job, "long")
     trainer.store.pause(job.id)
     wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 20, "it was not asked to pause")
     kill(pid)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from server_harness import free_port
 from system import running_system
 from trackside import processes
 from trackside.bus import beats
@@ -19,12 +20,6 @@ from trackside.testing import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 TIMES = {"profile": "test", "beat_ttl_s": "1.5"}  # beats that outlast a moment without the processor
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_one_up_a_home_whose_dashboard_comes_back_and_a_down_that_leaves_nothing(fresh_home: Path) -> None:

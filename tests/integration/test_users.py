@@ -10,12 +10,9 @@ import redis
 from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeout
 
+from server_harness import plain_client
 from trackside.bus.acl import SERVICE_USERS, USERS
 from trackside.server import EmbeddedServer
-
-
-def _client(url: str) -> redis.Redis:
-    return redis.Redis.from_url(url, socket_timeout=2.0)
 
 
 def _text(value: object) -> str:
@@ -58,7 +55,7 @@ def _allowed(client: redis.Redis, commands: list[tuple[list[str], int]]) -> list
 
 @pytest.fixture
 def table(bus_urls: Mapping[str, str]) -> list[tuple[list[str], set[str], int]]:
-    with _client(bus_urls["tester"]) as tester:
+    with plain_client(bus_urls["tester"]) as tester:
         return list(_commands(tester.command()))
 
 
@@ -69,11 +66,11 @@ def test_the_dashboard_is_refused_every_command_that_writes(
     blocking = {words[0] for words, flags, _ in table if {"write", "blocking"} <= flags}
     assert len(writing) > 80, "the server's table was not read"
     assert {"blpop", "blmove", "bzpopmin"} <= blocking
-    with _client(bus_urls["dashboard"]) as dashboard:
+    with plain_client(bus_urls["dashboard"]) as dashboard:
         assert _allowed(dashboard, writing) == []
-    with _client(bus_urls["tester"]) as tester:
+    with plain_client(bus_urls["tester"]) as tester:
         assert tester.dbsize() == 0
-    with _client(bus_urls["trainer"]) as trainer:
+    with plain_client(bus_urls["trainer"]) as trainer:
         seen = _allowed(trainer, [each for each in writing if each[0][0] not in blocking])
         assert {"set", "hset", "xadd", "del"} <= set(seen), "this test could not see a permission"
         assert not _denied(trainer, ["blmove", "ts:x", "ts:y", "left", "left", "0"]), "nor one to block"
@@ -82,13 +79,13 @@ def test_the_dashboard_is_refused_every_command_that_writes(
 def test_no_service_gets_a_command_that_the_server_calls_dangerous(
     bus_urls: Mapping[str, str], redis_server: EmbeddedServer
 ) -> None:
-    with _client(bus_urls["tester"]) as tester:
+    with plain_client(bus_urls["tester"]) as tester:
         kinds = ("dangerous", "admin", "scripting")
         dangerous = {name for kind in kinds for name in tester.acl_cat(kind)}
     dangerous = {_text(name) for name in dangerous} - {"info"}
     assert {"flushall", "shutdown"} <= dangerous, "the server's categories were not read"
     for user in SERVICE_USERS:
-        with _client(bus_urls[user]) as client:
+        with plain_client(bus_urls[user]) as client:
             allowed = [name for name in dangerous if not _refused(client, name)]
         assert allowed == [], user
 
@@ -137,19 +134,22 @@ def _refused(client: redis.Redis, name: str) -> bool:
 def test_nobody_may_script_list_keys_or_change_the_server(
     bus_urls: Mapping[str, str], user: str, command: tuple[str, ...]
 ) -> None:
-    with _client(bus_urls[user]) as client, pytest.raises(ResponseError, match=r"(?i)no permissions|unknown command"):
+    with (
+        plain_client(bus_urls[user]) as client,
+        pytest.raises(ResponseError, match=r"(?i)no permissions|unknown command"),
+    ):
         _do(client, *command)
 
 
 def test_the_dashboard_reads_what_it_shows(bus_urls: Mapping[str, str]) -> None:
-    with _client(bus_urls["trainer"]) as trainer:
+    with plain_client(bus_urls["trainer"]) as trainer:
         trainer.set("ts:string", "1")
         trainer.hset("ts:hash", mapping={"a": "1"})
         trainer.rpush("rq:queue:gpu", "job")
         trainer.zadd("ts:zset", {"a": 1.0})
         trainer.sadd("ts:set", "a")
         trainer.xadd("ts:stream", {"a": "1"}, id="1-1")
-    with _client(bus_urls["dashboard"]) as dashboard:
+    with plain_client(bus_urls["dashboard"]) as dashboard:
         assert dashboard.get("ts:string") == b"1"
         assert dashboard.mget("ts:string", "ts:none") == [b"1", None]
         assert dashboard.hgetall("ts:hash") == {b"a": b"1"}
@@ -169,7 +169,7 @@ def test_the_dashboard_reads_what_it_shows(bus_urls: Mapping[str, str]) -> None:
 
 
 def test_the_dashboard_listens_to_our_channels_only_and_says_nothing(bus_urls: Mapping[str, str]) -> None:
-    with _client(bus_urls["dashboard"]) as dashboard, _client(bus_urls["trainer"]) as trainer:
+    with plain_client(bus_urls["dashboard"]) as dashboard, plain_client(bus_urls["trainer"]) as trainer:
         listener = dashboard.pubsub()
         listener.subscribe("ts:status")
         assert listener.get_message(timeout=2.0)
@@ -184,14 +184,14 @@ def test_the_dashboard_listens_to_our_channels_only_and_says_nothing(bus_urls: M
 
 def test_nobody_can_command_rqs_workers(bus_urls: Mapping[str, str]) -> None:
     for user in USERS:
-        with _client(bus_urls[user]) as client:
+        with plain_client(bus_urls[user]) as client:
             assert _denied(client, ["PUBLISH", "rq:pubsub:worker", '{"command": "shutdown"}']), user
 
 
 def test_the_command_line_writes_our_keys_and_only_reads_rqs(bus_urls: Mapping[str, str]) -> None:
-    with _client(bus_urls["trainer"]) as trainer:
+    with plain_client(bus_urls["trainer"]) as trainer:
         trainer.rpush("rq:queue:gpu", "job")
-    with _client(bus_urls["submitter"]) as submitter:
+    with plain_client(bus_urls["submitter"]) as submitter:
         with submitter.pipeline() as transaction:
             transaction.watch("ts:job:a")
             transaction.multi()
@@ -206,7 +206,7 @@ def test_the_command_line_writes_our_keys_and_only_reads_rqs(bus_urls: Mapping[s
 
 @pytest.mark.parametrize("user", ["supervisor", "trainer"])
 def test_services_have_what_the_bus_uses(bus_urls: Mapping[str, str], user: str) -> None:
-    with _client(bus_urls[user]) as client:
+    with plain_client(bus_urls[user]) as client:
         assert client.set("ts:lease", "me", nx=True, px=5000)
         assert client.set("ts:lease", "me", xx=True, px=5000)
         client.rpush("rq:queue:a", "1", "2")
@@ -226,16 +226,16 @@ def test_services_have_what_the_bus_uses(bus_urls: Mapping[str, str], user: str)
 
 
 def test_a_stale_stream_id_is_refused_by_the_server(bus_urls: Mapping[str, str]) -> None:
-    with _client(bus_urls["trainer"]) as client:
+    with plain_client(bus_urls["trainer"]) as client:
         client.xadd("ts:m", {"a": "1"}, id="2-0")
         with pytest.raises(ResponseError, match="equal or smaller"):
             client.xadd("ts:m", {"a": "1"}, id="1-9")
 
 
 def test_the_admin_asks_how_the_server_is_and_reads_no_job(bus_urls: Mapping[str, str]) -> None:
-    with _client(bus_urls["trainer"]) as trainer:
+    with plain_client(bus_urls["trainer"]) as trainer:
         trainer.set("ts:secret", "1")
-    with _client(bus_urls["admin"]) as admin:
+    with plain_client(bus_urls["admin"]) as admin:
         assert admin.info("persistence")["aof_enabled"] == 1
         assert _denied(admin, ["GET", "ts:secret"])
         assert admin.acl_log() is not None
@@ -246,5 +246,5 @@ def test_nobody_gets_in_without_a_password_or_as_the_default_user(redis_server: 
         anonymous.ping()
     for user in ("default", "trainer"):
         url = f"redis://{user}:guess@127.0.0.1:{redis_server.port}/0"
-        with _client(url) as guess, pytest.raises(AuthenticationError):
+        with plain_client(url) as guess, pytest.raises(AuthenticationError):
             guess.ping()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from makers import SLOT, SPEC, a_checkpoint
+from store_world import moved
 from trackside import witness
 from trackside.bus import beats
 from trackside.bus.client import connect
@@ -64,7 +65,7 @@ def begun(store: Store, home: Path, number: int = 1) -> Path:
 
 def over(store: Store, number: int = 1) -> None:
     store.end_attempt("j", number, Outcome(reason=Reason.KILLED))
-    store.change("j", lambda job, now: store.moved(job, JobState.QUEUED, now, cause="test", detail=None))
+    moved(store, "j", JobState.QUEUED)
 
 
 def accept(store: Store, home: Path, step: int) -> CheckpointRef:

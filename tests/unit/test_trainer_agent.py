@@ -12,13 +12,11 @@ from types import SimpleNamespace
 import pytest
 
 from trackside.config import Settings
-from trackside.models import Slot
 from trackside_trainer import agent as agent_module
 from trackside_trainer import places
 from trackside_trainer.agent import Agent
 from trackside_trainer.places import Place
-
-SLOT = Slot(id="box-cpu0", host="box", kind="cpu", storage="s1")
+from worker_parts import SLOT, URL
 
 
 def test_a_worker_that_keeps_dying_is_restarted_more_and_more_slowly(
@@ -52,7 +50,7 @@ def test_a_host_without_a_process_to_give_is_asked_again(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(os, "fork", fork)
     monkeypatch.setattr(agent_module, "time", SimpleNamespace(monotonic=lambda: 1000.0))
-    agent = Agent(Settings(home=tmp_path), [SLOT], "redis://127.0.0.1:1", "box", "s1")
+    agent = Agent(Settings(home=tmp_path), [SLOT], URL, "box", "s1")
     agent._fork_missing()
     (place,) = agent._places.values()
     assert place.worker is None

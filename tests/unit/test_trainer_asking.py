@@ -14,7 +14,7 @@ import pytest
 from trackside import logs
 from trackside.bus.client import connect
 from trackside.config import Settings
-from trackside.models import Job, JobSpec, JobState, Program, Reason, Slot
+from trackside.models import Reason
 from trackside.sdk.page import Command, ControlPage, Phase
 from trackside.store import Store
 from trackside.testing import wait_until
@@ -23,8 +23,8 @@ from trackside_trainer.attempt import AttemptRun
 from trackside_trainer.leftovers import Death, Leftover
 from trackside_trainer.slotfiles import TakenAttempt
 from trackside_trainer.watchdog import Watchdog
+from worker_parts import JOB, SLOT, URL
 
-URL = "redis://127.0.0.1:1"
 GRACE_S, SAVE_LIMIT_S = 0.05, 600.0
 LIMIT_S = 0.2  # after which it hangs
 
@@ -121,18 +121,13 @@ def test_an_attempt_whose_checkpoint_hangs_is_ended_after_its_grace(
     tmp_path: Path, asked: Asked, another: Asked, saving: bool
 ) -> None:
     """One that hung in a step, and saves when it is asked to stop, is let finish that."""
-    slot = Slot(id="box-cpu0", host="box", kind="cpu", storage="s1")
-    spec = JobSpec(program=Program(kind="script", target="train.py"))
-    job = Job(
-        id="j", name="j", state=JobState.RUNNING, created_at_ms=0, changed_at_ms=0, attempt=1, slot=slot.id, spec=spec
-    )
     limits = Settings(
         home=tmp_path, profile="test", stall_limit_s=LIMIT_S, save_limit_s=LIMIT_S, startup_limit_s=LIMIT_S
     )
     asked.page.first, asked.page.phase = 1, Phase.SAVING if saving else Phase.STEPPING
     asked.page.boundary(1)
     with connect(URL) as client:
-        run = AttemptRun(Settings(home=tmp_path), Store(client, by="worker:box-cpu0"), slot, job, seen_by="w")
+        run = AttemptRun(Settings(home=tmp_path), Store(client, by="worker:box-cpu0"), SLOT, JOB, seen_by="w")
     run.pid, run._asking = asked.process.pid, asked.asking
     run._watchdog = Watchdog(limits, asked.page, asked.process.pid, tmp_path / "stacks", tmp_path / "output")
 

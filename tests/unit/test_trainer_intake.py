@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from structlog.testing import capture_logs
 from trackside.bus import queue
 from trackside.bus.client import connect
 from trackside.config import Settings
-from trackside.models import Slot
 from trackside.store import Store
 from trackside.testing import wait_until
 from trackside_trainer import stuck
@@ -21,18 +19,12 @@ from trackside_trainer.diskgate import DiskGate
 from trackside_trainer.intake import Intake
 from trackside_trainer.stuck import StuckGate
 from trackside_trainer.worker import SlotWorker
+from worker_parts import SLOT, URL, sleeping
 
-SLOT = Slot(id="box-cpu0", host="box", kind="cpu", storage="s1")
-URL = "redis://127.0.0.1:1"
 FULL = OSError(errno.ENOSPC, "No space left on device", "/somewhere")
 
 
-@pytest.fixture
-def hanging() -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(["sleep", "600"])
-    yield process
-    process.kill()
-    process.wait()
+hanging = pytest.fixture(sleeping, name="hanging")
 
 
 def test_the_first_gate_that_is_closed_says_why_and_each_change_is_told_once(

@@ -11,8 +11,9 @@ from typing import Any, Final
 
 import pytest
 
+from makers import SPEC, a_job
 from trackside.config import Settings
-from trackside.models import Job, JobSpec, JobState, Program, Reason
+from trackside.models import Job, JobState, Reason
 from trackside.sdk.page import Phase
 from trackside_trainer.progress import Limits, Progress, Seen, Slowdown, Stall
 from trackside_trainer.watchdog import limits_for
@@ -275,11 +276,8 @@ def test_steps_of_a_quarter_of_an_hour_are_no_hang() -> None:
 
 
 def stalled(barren: int = 0, stall_limit_s: float | None = None, reason: Reason | None = Reason.STALLED) -> Job:
-    spec = JobSpec(program=Program(kind="script", target="train.py"), stall_limit_s=stall_limit_s)
-    return Job(
-        id="a-1", name="a", state=JobState.RUNNING, spec=spec, created_at_ms=0, changed_at_ms=0, barren=barren,
-        reason=reason,
-    )  # fmt: skip
+    spec = replace(SPEC, stall_limit_s=stall_limit_s)
+    return a_job(state=JobState.RUNNING, spec=spec, barren=barren, reason=reason)
 
 
 def test_an_evaluation_of_twelve_minutes_is_let_through_before_the_job_is_given_up() -> None:

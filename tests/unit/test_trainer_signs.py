@@ -10,12 +10,10 @@ import pytest
 
 from trackside import processes
 from trackside.config import Settings
-from trackside.models import Slot
 from trackside_trainer import slotfiles
 from trackside_trainer.agent import Agent
 from trackside_trainer.places import WorkerHandle
-
-SLOT = Slot(id="box-cpu0", host="box", kind="cpu", storage="s1")
+from worker_parts import SLOT, URL
 
 
 def test_a_sign_that_the_disk_does_not_take_ends_nobody(tmp_path: Path) -> None:
@@ -27,7 +25,7 @@ def test_a_sign_that_the_disk_does_not_take_ends_nobody(tmp_path: Path) -> None:
 
 
 def test_a_worker_without_signs_is_killed_only_where_there_could_be_some(tmp_path: Path) -> None:
-    agent = Agent(Settings(home=tmp_path, stop_grace_s=1), [SLOT], "redis://127.0.0.1:1", "box", "s1")
+    agent = Agent(Settings(home=tmp_path, stop_grace_s=1), [SLOT], URL, "box", "s1")
     with subprocess.Popen(["sleep", "60"]) as worker:
         pidfd = os.pidfd_open(worker.pid)
         started = processes.start_time(worker.pid) or 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from structlog.testing import capture_logs
 from trackside import processes
 from trackside.bus.client import connect
 from trackside.config import Settings
-from trackside.models import Job, JobSpec, JobState, Program, Slot
 from trackside.store import Store
 from trackside.testing import wait_until
 from trackside_trainer import stuck
@@ -27,17 +25,7 @@ from trackside_trainer.leftovers import Death, Leftover
 from trackside_trainer.patience import Patience
 from trackside_trainer.slotfiles import TakenAttempt, taken_path
 from trackside_trainer.stuck import StuckGate
-
-SLOT = Slot(id="box-cpu0", host="box", kind="cpu", storage="s1")
-URL = "redis://127.0.0.1:1"
-
-
-def sleeping() -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(["sleep", "600"])
-    yield process
-    process.kill()
-    process.wait()
-
+from worker_parts import JOB, SLOT, URL, sleeping
 
 hanging, other = pytest.fixture(sleeping, name="hanging"), pytest.fixture(sleeping, name="other")
 
@@ -114,11 +102,7 @@ def test_a_slot_opens_whose_note_the_disk_does_not_let_go(tmp_path: Path, hangin
 def test_what_an_attempt_leaves_behind_is_noted_by_its_worker(
     tmp_path: Path, hanging: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = Job(
-        id="j", name="j", state=JobState.RUNNING, created_at_ms=0, changed_at_ms=0, attempt=1, slot=SLOT.id,
-        spec=JobSpec(program=Program(kind="script", target="train.py")),
-    )  # fmt: skip
-    run = AttemptRun(Settings(home=tmp_path), Store(connect(URL), by="worker:s"), SLOT, job, seen_by="worker:s")
+    run = AttemptRun(Settings(home=tmp_path), Store(connect(URL), by="worker:s"), SLOT, JOB, seen_by="worker:s")
     monkeypatch.setattr(processes, "kill_until_gone", lambda find, *, limit_s: [hanging.pid])
     monkeypatch.setattr(processes, "reap", dict)
     with subprocess.Popen(["true"]) as ended:

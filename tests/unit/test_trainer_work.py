@@ -8,18 +8,11 @@ from structlog.testing import capture_logs
 
 from trackside.bus.client import connect
 from trackside.config import Settings
-from trackside.models import Job, JobSpec, JobState, Program, Slot
 from trackside.store import Store
 from trackside_trainer.attempt import AttemptRun
 from trackside_trainer.slotfiles import slot_lock
 from trackside_trainer.work import Work
-
-SLOT = Slot(id="box-cpu0", host="box", kind="cpu", storage="s1")
-URL = "redis://127.0.0.1:1"
-JOB = Job(
-    id="j", name="j", state=JobState.RUNNING, created_at_ms=0, changed_at_ms=0, attempt=1, slot=SLOT.id,
-    spec=JobSpec(program=Program(kind="script", target="train.py")),
-)  # fmt: skip
+from worker_parts import JOB, SLOT, URL
 
 
 def test_a_disk_that_removes_nothing_ends_no_worker_at_the_end_of_an_attempt(tmp_path: Path) -> None:
