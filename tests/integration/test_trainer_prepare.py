@@ -78,3 +78,30 @@ def test_a_job_that_is_cancelled_while_its_attempt_is_made_ready_never_starts(tr
     goes_on()
     assert trainer.ended(job).reason is Reason.CANCELLED
     assert trainer.output(job) == ""
+
+
+def gives_up(trainer: Trainer, job: Job, reason: Reason) -> None:
+    """The attempt ends though its folders never become ready, and the slot says why it takes nothing."""
+    outcome = trainer.ended(job)
+    assert outcome.reason is reason
+    assert trainer.attempt(job).outcome is not None
+    wait_until(
+        lambda: (beat := trainer.beat()) and beat.job is None and "disk hangs" in (beat.blocked or ""), 10,
+        "the slot does not say that its disk hangs",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", [False, True], ids=["by itself", "cancelled"])
+def test_a_disk_that_hangs_holds_no_job_for_ever(fresh_home: Path, bus_urls: Mapping[str, str], asked: bool) -> None:
+    limits = {"startup_limit_s": 60.0, "stop_grace_s": 0.5} if asked else {"startup_limit_s": 1.0}
+    with Trainer(fresh_home, bus_urls, settings={"beat_ttl_s": TTL_S, **limits}) as trainer:
+        job, goes_on = given_on_a_slow_disk(trainer)
+        if asked:
+            beats_on(trainer, job)
+            trainer.store.cancel(job.id)
+        gives_up(trainer, job, Reason.CANCELLED if asked else Reason.PREEMPTED)
+        goes_on()
+        wait_until(lambda: (beat := trainer.beat()) and beat.blocked is None, 10, "the slot did not open again")
+        again = trainer.assign(steps_script(3))
+        assert trainer.ended(again).reason is Reason.SUCCEEDED
+        assert trainer.output(job) == "", "it was started after all"

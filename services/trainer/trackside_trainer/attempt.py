@@ -77,6 +77,7 @@ class AttemptRun:
         self._pausing = Pausing(settings, store, job, self._asking, self._log)
         self._closing = Closing(slot, self._folders, seen_by=seen_by)
         self.disk_error: OSError | None = None  # for which it could not start, and no other could
+        self.hanging: Preparation | None = None  # that was given up, and beside which no other can start
         self._watchdog: Watchdog | None = None
         self._notes: deque[str] = deque(maxlen=_NOTES_KEPT)  # for the history, once the bus takes them
         self._told_pid = self._disk_failed = False
@@ -98,7 +99,7 @@ class AttemptRun:
         What cannot start ends at once. Raises BusUnavailable, NotFound or ServerBehind, to be called again too.
         """
         if self._preparation is not None and not self._preparation.done:
-            return False
+            return self._gives_up(self._preparation)
         if self._job.state is JobState.CANCELLING:
             return self._end_unstarted(Outcome(reason=Reason.CANCELLED, detail="cancelled before it started"))
         asked = self._asking.reason
@@ -107,7 +108,9 @@ class AttemptRun:
         if self._preparation is None:
             limit = self._settings.journal_max_bytes
             self._preparation = Preparation(
-                lambda: folders_.prepare(self._folders, self._store, self._job, self._slot, journal_max_bytes=limit)
+                lambda: folders_.prepare(self._folders, self._store, self._job, self._slot, journal_max_bytes=limit),
+                limit_s=self._settings.startup_limit_s,
+                grace_s=self._settings.stop_grace_s,
             )
             return False
         preparation, self._preparation = self._preparation, None
@@ -125,6 +128,21 @@ class AttemptRun:
             failure = Failure(message=str(error))
             return self._end_unstarted(Outcome(reason=Reason.INVALID_JOB, detail=detail, failure=failure))
         return True
+
+    def _gives_up(self, preparation: Preparation) -> bool:
+        """End it unbegun where its folders do not become ready; whether it did."""
+        asked = self._asking.reason
+        if not preparation.overdue(asked=asked is not None):
+            return False
+        self.hanging = preparation
+        limit_s, why = self._settings.startup_limit_s, self._asking.why
+        late = f"its folders in {self._settings.data_dir} were not ready after {limit_s:g} s: its host's disk hangs"
+        if asked is None:
+            return self._end_unstarted(
+                Outcome(reason=Reason.PREEMPTED, detail=f"handed back before it started: {late}")
+            )
+        detail = why or "stopped before it started, while its host's disk hung"
+        return self._end_unstarted(Outcome(reason=asked, detail=detail))
 
     def _start(self, context: AttemptContext) -> None:
         folders = self._folders
@@ -169,6 +187,11 @@ class AttemptRun:
     def asked(self) -> bool:
         """Whether it was asked to stop."""
         return self._asking.reason is not None
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has nothing to do for a moment: the server has lost its records."""
+        return time.monotonic() < self._silent_until_s
 
     @property
     def taken_path(self) -> Path:

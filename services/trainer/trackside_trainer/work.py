@@ -25,6 +25,7 @@ from trackside_trainer.diskgate import DiskGate
 from trackside_trainer.gpulooks import FirstLook
 from trackside_trainer.intake import Intake
 from trackside_trainer.patience import Patience
+from trackside_trainer.preparation import PreparationGate
 from trackside_trainer.stuck import StuckGate
 from trackside_trainer.worker import Carried, SlotWorker
 
@@ -49,7 +50,8 @@ class Work:
         self._begun = False
         self._gpu = FirstLook(slot, limit_s=settings.gpu_free_wait_s)
         self._disk = DiskGate((settings.data_dir, settings.home / "run" / "slots"))
-        gates = (self._disk, StuckGate(settings.home, slot.id))
+        self._unready = PreparationGate()
+        gates = (self._disk, self._unready, StuckGate(settings.home, slot.id))
         self._intake = Intake(settings, slot, self._store, self._rq, gates)
         self._alone = False  # in RQ's lists
         self._carried: Carried | None = None
@@ -177,6 +179,9 @@ class Work:
             if not self._begun:
                 run.tick(self._bus)
                 self._pause(self._bus.wait_s() or _PREPARE_LOOK_S)
+            elif run.hanging is not None:
+                self._unready.close(run.hanging)
+                self._takes_work()  # told before the attempt is given back, or it comes here again
             elif run.disk_error is not None:
                 self._block(run.disk_error)
             elif run.pid is not None:
@@ -185,7 +190,7 @@ class Work:
         poll = select.poll()
         if run.pidfd is not None:
             poll.register(run.pidfd, select.POLLIN)
-        if run.stage is Stage.RUNNING or self._bus.away:
+        if run.stage is Stage.RUNNING or self._bus.away or run.waits:
             poll.poll(max(1, int(1000 * min(self._settings.ship_s, self._settings.beat_s))))
         run.tick(self._bus)
         if run.stage is Stage.DONE:
