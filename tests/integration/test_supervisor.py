@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from makers import SLOT
+from store_world import events_of, folded
 from supervisor_harness import (
     BREAKER_AFTER,
     SCRIPTS,
@@ -34,7 +35,6 @@ from trackside.bus import beats, queue, streams
 from trackside.bus.client import Client, connect
 from trackside.models import (
     Breaker,
-    Event,
     EventKind,
     Job,
     JobState,
@@ -66,10 +66,6 @@ def dead_or_done(process: BaseProcess, store: Store) -> bool:
     return not process.is_alive() or all_over(store)
 
 
-def events_of(store: Store, job_id: str) -> list[Event]:
-    return [event for _, event in streams.history(store.client, job_id)]
-
-
 def assert_right(store: Store) -> None:
     """Every job ended as it should, once; each attempt once; RQ holds nothing; each decision replays."""
     found = {job.id: job for job in store.jobs(store.job_ids())}
@@ -83,7 +79,7 @@ def assert_right(store: Store) -> None:
         for number in range(1, job.attempt + 1):
             for kind in (EventKind.ASSIGNED, EventKind.STARTED, EventKind.ENDED):
                 assert counts[kind, number] == 1, f"{job.id}: attempt {number} {kind} {counts[kind, number]} times"
-        assert_folds(job, told)
+        assert folded(store, job.id) is job.state
     replay_all(everything(store))
     assert_breaker_counts_each_end_once(store)
     assert queue.queued(store.client, SLOT.id) == [f"{job.id}_{n}" for job, n in carried(store)]
@@ -117,15 +113,6 @@ def carried(store: Store) -> list[tuple[Job, int]]:
         for event in given
         if event.job is not None and event.attempt is not None and (event.job, event.attempt) not in lost
     ]
-
-
-def assert_folds(job: Job, told: list[Event]) -> None:
-    state: JobState | None = JobState.QUEUED
-    for event in told:
-        if event.kind is EventKind.TRANSITION:
-            assert event.old is state, f"{job.id}: the history has a gap"
-            state = event.new
-    assert state is job.state
 
 
 @pytest.mark.parametrize("point", crashpoints.POINTS)

@@ -13,7 +13,7 @@ import orjson
 import pytest
 from typer.testing import CliRunner
 
-from trackside.bus import streams
+from store_world import events_of, moved
 from trackside.cli.app import app
 from trackside.models import EventKind, Job, JobState, Outcome, Reason
 from trackside.server import EmbeddedServer, ServerBinary
@@ -61,7 +61,7 @@ for step in run.steps(1000):
 
 def notes(trainer: Trainer, job: Job) -> list[str]:
     """What was remarked of a job; all of it warnings."""
-    found = [event for _, event in streams.history(trainer.client, job.id) if event.cause == "note"]
+    found = [event for event in events_of(trainer.store, job.id) if event.cause == "note"]
     assert {(event.kind, event.data.get("level")) for event in found} <= {(EventKind.NOTE, "warning")}
     return [event.data["text"] for event in found]
 
@@ -259,9 +259,7 @@ def test_a_learned_limit_is_not_trusted_twice_so_a_long_evaluation_passes_at_the
     job = trainer.assign(EVALUATES)
     assert trainer.ended(job, 20).reason is Reason.STALLED
 
-    trainer.store.change(
-        job.id, lambda job, now: trainer.store.moved(job, JobState.QUEUED, now, cause="test", detail=None)
-    )
+    moved(trainer.store, job.id, JobState.QUEUED)
     again = trainer.give(job.id)
 
     assert trainer.ended(again, 20).reason is Reason.SUCCEEDED

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from trackside.bus import queue, streams
+from store_world import events_of
+from trackside.bus import queue
 from trackside.models import AttemptState, EventKind, Job, Reason
 from trackside.processes import start_time
 from trackside.server import EmbeddedServer, ServerBinary
@@ -199,7 +200,7 @@ def test_a_worker_killed_at_any_moment_leaves_each_attempt_with_one_end(trainer:
         kill(worker)
         outcome = trainer.ended(job)
         assert outcome.reason in (Reason.SUCCEEDED, Reason.KILLED)
-        ends = [event for _, event in streams.history(trainer.client, job.id) if event.kind is EventKind.ENDED]
+        ends = [event for event in events_of(trainer.store, job.id) if event.kind is EventKind.ENDED]
         assert len(ends) == 1
         wait_until(lambda worker=worker: trainer.worker_pid() != worker, 10, "no new worker")  # type: ignore[misc]  # mypy cannot type it
     assert trainer.ended(trainer.assign(steps_script(3))).reason is Reason.SUCCEEDED
