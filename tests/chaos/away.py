@@ -7,7 +7,6 @@ import os
 import resource
 import shutil
 import signal
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import redis
 from chaos.conftest import SEED, SETTINGS
 from chaos.proxy import Proxy
 from chaos.rqinfo import watched
+from server_harness import TESTER_RULES, killed, short_home
 from trackside import server as server_
 from trackside.cli.rehearse import Baseline, baseline
 from trackside.cli.throwaway import Throwaway, throwaway
@@ -70,9 +70,7 @@ class Away:
         resource.prlimit(self.server.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
     def kill_server(self) -> None:
-        assert self.server.pid is not None
-        os.kill(self.server.pid, signal.SIGKILL)
-        self.server.stop()
+        killed(self.server)
 
     def move_server(self) -> None:
         """Stop the server, and start it with its data at another address: other socket, other port."""
@@ -103,27 +101,26 @@ class Away:
 
 
 def _server(home: Path, binary: ServerBinary | None) -> OpenServer:
-    return OpenServer(home, binary=binary, extra_users={USER: ("~*", "&*", "+@all")})
+    return OpenServer(home, binary=binary, extra_users={USER: TESTER_RULES})
 
 
 @contextmanager
 def away(binary: ServerBinary, script: Path, settings: Mapping[str, str] = SETTINGS) -> Iterator[Away]:
-    home = Path(tempfile.mkdtemp(prefix="ts-"))
-    server = _server(home / "server", binary)
-    it: Away | None = None
-    try:
-        server.start().wait_ready()
-        with Proxy(server.socket_path, SEED) as proxy:
-            url = f"redis://supervisor@127.0.0.1:{proxy.port}/0"
-            password = home / "server" / "secrets" / "supervisor"
-            reach = {**settings, "redis_url": url, "redis_password_file": str(password)}
-            with (
-                watched(lambda: (it.server if it is not None else server).url("operator", tcp=True)),
-                throwaway(home / "home", slots="cpu:2", settings=reach) as system,
-            ):
-                base = baseline(system, lambda: system.submit(script))
-                it = Away(system=system, proxy=proxy, server=server, undisturbed=base)
-                yield it
-    finally:
-        (it.server if it is not None else server).stop()
-        shutil.rmtree(home, ignore_errors=True)
+    with short_home() as home:
+        server = _server(home / "server", binary)
+        it: Away | None = None
+        try:
+            server.start().wait_ready()
+            with Proxy(server.socket_path, SEED) as proxy:
+                url = f"redis://supervisor@127.0.0.1:{proxy.port}/0"
+                password = home / "server" / "secrets" / "supervisor"
+                reach = {**settings, "redis_url": url, "redis_password_file": str(password)}
+                with (
+                    watched(lambda: (it.server if it is not None else server).url("operator", tcp=True)),
+                    throwaway(home / "home", slots="cpu:2", settings=reach) as system,
+                ):
+                    base = baseline(system, lambda: system.submit(script))
+                    it = Away(system=system, proxy=proxy, server=server, undisturbed=base)
+                    yield it
+        finally:
+            (it.server if it is not None else server).stop()

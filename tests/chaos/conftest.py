@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,7 @@ import pytest
 
 from chaos.rqinfo import Watch, everywhere, watched
 from chaos.scripts import TRAIN
+from server_harness import short_home
 from trackside.cli import drill
 from trackside.cli.rehearse import Baseline, Result, baseline, healed
 from trackside.cli.throwaway import QUICK, Throwaway, throwaway
@@ -38,19 +37,16 @@ def pytest_report_header() -> str:
 
 @pytest.fixture(scope="session")
 def script() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="ts-"))
-    path = folder / "train.py"
-    path.write_text(TRAIN)
-    yield path
-    shutil.rmtree(folder, ignore_errors=True)
+    with short_home() as folder:
+        path = folder / "train.py"
+        path.write_text(TRAIN)
+        yield path
 
 
 @pytest.fixture(scope="session")
 def shared_system() -> Iterator[Throwaway]:
-    home = Path(tempfile.mkdtemp(prefix="ts-"))
-    with throwaway(home, slots="cpu:2", settings=SETTINGS) as system:
+    with short_home() as home, throwaway(home, slots="cpu:2", settings=SETTINGS) as system:
         yield system
-    shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import shutil
 import signal
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,6 +20,7 @@ from chaos.conftest import SETTINGS, also
 from chaos.eyes import eyes
 from chaos.ranks import RANKS
 from chaos.viewers import Viewers, dashboard
+from server_harness import short_home
 from trackside import witness
 from trackside.bus.client import connect
 from trackside.cli.faults import Fault
@@ -113,14 +112,12 @@ def test_all_ranks_end_and_one_attempt_is_counted_with(
 @pytest.fixture(scope="module")
 def clocked() -> Iterator[tuple[Throwaway, Clocks]]:
     """A system whose services' wall clocks can be set."""
-    home = Path(tempfile.mkdtemp(prefix="ts-"))
-    clocks = Clocks(home / "clocks")
-    with pytest.MonkeyPatch.context() as patch:
+    with short_home() as home, pytest.MonkeyPatch.context() as patch:
+        clocks = Clocks(home / "clocks")
         known = os.environ.get("PYTHONPATH")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(clocks.folder), *([known] if known else [])]))
         with throwaway(home / "home", slots="cpu:2", settings=SETTINGS) as system:
             yield system, clocks
-    shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.mark.parametrize("off_s", [HOUR_S, -HOUR_S], ids=["ahead", "behind"])

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +18,7 @@ import pytest
 from chaos.conftest import also
 from chaos.rqinfo import watched
 from chaos.standstill import Blind
+from server_harness import short_home
 from trackside.cli.faults import Fault
 from trackside.cli.rehearse import Result, baseline, judge
 from trackside.cli.scene import Harm, Scene, frozen
@@ -45,11 +44,11 @@ def server_away(scene: Scene) -> Harm:
 def test_an_outage_far_beyond_every_limit_of_silence_costs_nothing(
     script: Path, rng: random.Random, judged: Callable[[Result], None], figure: Callable[[str], None]
 ) -> None:
-    home = Path(tempfile.mkdtemp(prefix="ts-"))
     step_ms = str(int(1.3 * OUTAGE_S * 1000 / STEPS))
     blind = Blind(inject=server_away)
     fault = Fault(id="F22a", name=f"server dead for {OUTAGE_S:g} s", inject=blind, attempts_max=1)
     with (
+        short_home() as home,
         throwaway(home, slots="cpu:2", settings={}) as system,
         watched(lambda: client_url(system.settings, "operator", tcp=True)),
     ):
@@ -60,7 +59,6 @@ def test_an_outage_far_beyond_every_limit_of_silence_costs_nothing(
             harm = fault.inject(Scene(system=system, job=job_id, rng=rng, stack=stack))
         system.ended(job_id, 60.0 + OUTAGE_S)
         result = judge(system, fault, job_id, harm, base)
-    shutil.rmtree(home, ignore_errors=True)
     for line in blind.figures:
         figure(f"F22a: {line}")
     judged(also(result, *blind.broken))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
-import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import websockets
@@ -17,6 +15,8 @@ from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets.asyncio.client import connect
 
+from dashboard.served import serves
+from server_harness import free_port
 from trackside.cli.throwaway import Throwaway
 from trackside.testing import wait_until
 
@@ -83,9 +83,7 @@ class Viewers:
 @contextmanager
 def dashboard(system: Throwaway) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """The system's dashboard as its own process, and its port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     env = {**system.env, "TRACKSIDE_DASHBOARD_PORT": str(port)}
     command = [sys.executable, "-m", "trackside", "--home", str(system.home), "dashboard"]
     with (Path(system.home) / "logs" / "viewed.log").open("wb") as log:
@@ -100,11 +98,4 @@ def dashboard(system: Throwaway) -> Iterator[tuple[subprocess.Popen[bytes], int]
 
 def answers(process: subprocess.Popen[bytes], port: int) -> bool:
     assert process.poll() is None, f"the dashboard ended with status {process.returncode}"
-    client = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
-    with suppress(OSError):
-        try:
-            client.request("GET", "/_stcore/health")
-            return client.getresponse().status == 200
-        finally:
-            client.close()
-    return False
+    return serves(port, within_s=2.0)
