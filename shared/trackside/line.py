@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
-from trackside.models import Beat, Job, JobState, Slot
+from trackside.models import Beat, Job, JobState, Role, Slot
 
 RANKS: Final = {"high": 0, "normal": 1, "low": 2}
 FREE_SLOT: Final = "waits for a free slot"
@@ -26,6 +26,14 @@ def places(jobs: Iterable[Job]) -> dict[str, int]:
 def blocked_by(slot: Slot, beat: Beat | None) -> str | None:
     """What keeps a slot from work, as its agent sees its GPU and its worker its disk; None: nothing."""
     return "; ".join(filter(None, (slot.blocked, None if beat is None else beat.blocked))) or None
+
+
+def unled(beats: Mapping[str, Beat | None]) -> str | None:
+    """That nothing is given out or decided, and what to look at; None where a supervisor leads."""
+    heard = [beat for beat in beats.values() if beat is not None and beat.role is Role.SUPERVISOR]
+    if any(beat.leader for beat in heard):
+        return None
+    return f"no supervisor {'leads' if heard else 'is heard'}: nothing is given out; see `trackside ps`"
 
 
 def words(place: int) -> str:

@@ -60,6 +60,16 @@ def test_what_keeps_a_slot_from_work_is_one_thing_for_whoever_gives_it_out_and_w
     assert queries.slot_why(slot, beat, None, 0) == why
 
 
+def test_a_line_that_nobody_leads_says_so() -> None:
+    leader = Beat(role=Role.SUPERVISOR, name="h-1", host="h", pid=1, started_at_ms=0, at_ms=0, leader=True)
+    worker = Beat(role=Role.WORKER, name="s", host="h", pid=2, started_at_ms=0, at_ms=0)
+    assert line.unled({"supervisor:h-1": leader, "worker:s": worker}) is None
+    silent = line.unled({"supervisor:h-1": None, "worker:s": worker})
+    assert silent == "no supervisor is heard: nothing is given out; see `trackside ps`"
+    watching = line.unled({"supervisor:h-1": replace(leader, leader=False)})
+    assert (watching or "").startswith("no supervisor leads")
+
+
 def test_what_comes_next_names_the_place() -> None:
     assert what_is_next(queued("a", 1), None, 5, 3) == "next: waits for a free slot (3rd in line)"
     assert what_is_next(queued("a", 1), None, 5) == "next: waits for a free slot"
