@@ -40,3 +40,11 @@ def test_an_end_tells_signal_or_exit_code_and_what_is_said_of_it() -> None:
     assert wording.end(Outcome(reason=Reason.SUCCEEDED, exit_code=0)) == ""
     assert wording.error(Failure(type="ValueError", message="bad")) == "ValueError: bad"
     assert wording.error(Failure(message="the server took it back")) == "error: the server took it back"
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "told"),
+    [(1, "retry", "1 retry"), (0, "retry", "0 retries"), (1, "fault", "1 fault"), (2, "fault", "2 faults")],
+)
+def test_a_number_has_its_noun_as_one_says_it(number: int, noun: str, told: str) -> None:
+    assert wording.counted(number, noun) == told

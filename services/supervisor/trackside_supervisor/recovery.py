@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from trackside.line import FREE_SLOT
 from trackside.models import Attempt, Job, JobState, Outcome, Program, Reason
+from trackside.wording import counted
 
 # The host's or the house's doing, not the job's: these use up no retry.
 HOST_FAULTS: Final = frozenset({Reason.LOST, Reason.GPU_LOST, Reason.FENCED})
@@ -196,9 +197,11 @@ def _counted(facts: Facts, now_ms: int) -> Decision:
             JobState.FAILED, "repeated error", f"{what}; twice after step {facts.last_step or 0}, so it is not chance"
         )
     if barren >= facts.poison_after:
-        return to(JobState.FAILED, "poison", f"{barren} attempts in a row brought no newer checkpoint: {what}")
+        row = f"{counted(barren, 'attempt')} in a row brought no newer checkpoint"
+        return to(JobState.FAILED, "poison", f"{row}: {what}")
     if failures > facts.retries:
-        return to(JobState.FAILED, "budget used up", f"{failures} failures, {facts.retries} retries: {what}")
+        used = f"{counted(failures, 'failure')}, {counted(facts.retries, 'retry')}"
+        return to(JobState.FAILED, "budget used up", f"{used}: {what}")
     ended = f"attempt {facts.attempt} ended: {what}"
     if facts.progressed and facts.wait_s == 0:  # the run moves on, so nothing is gained by waiting
         return to(JobState.QUEUED, "retry at once", ended)
