@@ -85,6 +85,51 @@ def steps(store: Store) -> list[tuple[int, int]]:
     return [(number, step) for _, number, batch in found for step in batch.steps]
 
 
+@pytest.mark.parametrize(
+    ("opened", "back"), [((1, 2, 3), [(1, 1)]), ((2, 3), [(1, 1), (2, 2)]), ((2,), [(1, 1), (2, 2)])]
+)
+def test_so_they_are_where_a_rebuild_has_opened_the_stream_for_an_attempt_that_had_ended(
+    store: Store, bus_urls: Mapping[str, str], tmp_path: Path, opened: tuple[int, ...], back: list[tuple[int, int]]
+) -> None:
+    job = in_its_third_attempt(store, bus_urls, tmp_path)
+    for number in opened:
+        store.client.xadd(keys.metrics("j"), {"open": str(number)}, id=keys.entry_id(number, 0))
+    assert rounds(EarlierCurves(store, job, tmp_path)) > 0
+    assert steps(store) == back
+    assert numbers(store)[-1] == 3
+    before = store.client.xrange(keys.metrics("j"))
+    assert rounds(EarlierCurves(store, job, tmp_path)) == 0, "they are written a second time"
+    assert store.client.xrange(keys.metrics("j")) == before
+
+
+def test_a_stream_is_left_as_it_is_whose_first_attempt_told_nothing(
+    store: Store, bus_urls: Mapping[str, str], tmp_path: Path
+) -> None:
+    boss = Store(connect(bus_urls["supervisor"]), by="supervisor:test")
+    boss.submit("j", "j", SPEC)
+    started(store, boss, 1)
+    ended(store, boss, 1)
+    job = started(store, boss, 2)
+    boss.client.close()
+    assert rounds(EarlierCurves(store, job, tmp_path)) == 0
+    assert numbers(store) == [1, 2]
+
+
+def test_where_an_attempt_has_no_steps_that_count_its_journal_is_read_once(
+    store: Store, bus_urls: Mapping[str, str], tmp_path: Path
+) -> None:
+    boss = Store(connect(bus_urls["supervisor"]), by="supervisor:test")
+    boss.submit("j", "j", SPEC)
+    started(store, boss, 1)
+    journal(tmp_path, 1)
+    ended(store, boss, 1)
+    job = started(store, boss, 2)  # without a checkpoint, so it begins with the first step
+    boss.client.close()
+    assert rounds(EarlierCurves(store, job, tmp_path)) > 0
+    assert steps(store) == []
+    assert rounds(EarlierCurves(store, job, tmp_path)) == 0, "it is read at each connection"
+
+
 def test_whoever_dies_at_it_is_followed_by_the_next_attempt(
     store: Store, bus_urls: Mapping[str, str], tmp_path: Path
 ) -> None:

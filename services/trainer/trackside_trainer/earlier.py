@@ -5,6 +5,9 @@ begins anew. Those of the attempts before it stand in their journals, if they ra
 that is older than its last entry, so it is written aside as a whole and put in the place of the other in one
 transaction, while this worker, the stream's only writer, ships nothing.
 
+A stream that begins with no more than the opening of its first attempt tells nothing of that one either: so a rebuild
+opens it for the newest attempt, also where that has ended. Whoever has shipped a line of its journal leaves an entry.
+
 Of each attempt the steps are written that the next one did not do again: what came later may have been refused. Whoever
 dies at this is followed by the next attempt, which begins anew: what is lost is told by the stream alone.
 """
@@ -93,35 +96,49 @@ class EarlierCurves:
     def _what_to_do(self) -> Iterator[None] | None:
         """Write what is lost, or remove what an attempt left that died at it; None if there is nothing to do."""
         with self._client.pipeline(transaction=False) as pipe:
-            pipe.xrange(self._stream, count=1)
+            pipe.xrange(self._stream, count=2)
             pipe.xlen(self._stream)
             pipe.exists(self._aside)
             first, length, left = pipe.execute()
-        begins = keys.parse_entry_id(first[0][0])[0] if first else self._number
-        if begins > 1 and length < keys.METRICS_MAXLEN:  # a longer one has lost its beginning for its length
-            return self._write(begins)
+        last = self._last_missing([keys.parse_entry_id(entry) for entry, _ in first])
+        # A longer stream has lost its beginning for its length.
+        if last > 0 and length < keys.METRICS_MAXLEN:
+            return self._write(last)
         return self._tidy() if left else None
+
+    def _last_missing(self, first: list[tuple[int, int]]) -> int:
+        """The newest attempt of which a stream that begins with these ids may lack points, 0 if there is none."""
+        if not first:
+            return self._number - 1
+        begins, sequence = first[0]
+        told = sequence > 0 or (len(first) > 1 and first[1][0] == begins)
+        last = min(begins - told, self._number - 1)
+        if last == 1 and _size(self._journal(1)) == 0:
+            return 0  # it died before it had anything to tell
+        return last
+
+    def _journal(self, number: int) -> Path:
+        return Folders(data=self._data, job=self._job, attempt=number).journal
 
     def _tidy(self) -> Iterator[None]:
         self._client.delete(self._aside)
         yield
 
-    def _write(self, begins: int) -> Iterator[None]:
-        """Write the attempts before the one that the stream begins with."""
+    def _write(self, last: int) -> Iterator[None]:
+        """Write the attempts up to that one."""
         job = self._store.job(self._job)
         check_not_behind(job, self._number)
         attempts = {attempt.number: attempt for attempt in self._store.attempts(job)}
         self._client.delete(self._aside)
-        for number in range(1, begins):
-            journal = Folders(data=self._data, job=self._job, attempt=number).journal
+        for number in range(1, last + 1):
             self._client.xadd(self._aside, {"open": str(number)}, id=keys.entry_id(number, 0))
-            for end, builder in _batches(journal, self._last_step(attempts, number)):
+            for end, builder in _batches(self._journal(number), self._last_step(attempts, number)):
                 fields: Any = {b"d": encode(builder.build())}
                 self._client.xadd(self._aside, fields, id=keys.entry_id(number, end))
                 yield
         with self._client.pipeline() as pipe:
-            self._put_in_place(pipe)
-        logs.get().warning("curves_written_again", job=self._job, attempts=begins - 1)
+            self._put_in_place(pipe, last)
+        logs.get().warning("curves_written_again", job=self._job, attempts=last)
 
     def _last_step(self, attempts: dict[int, Attempt], number: int) -> int:
         """Up to where an attempt's steps count: the next one that did any began behind it."""
@@ -131,9 +148,10 @@ class EarlierCurves:
                 return attempt.resumed_step or 0
         return self._begins_at
 
-    def _put_in_place(self, pipe: Pipeline) -> None:
+    def _put_in_place(self, pipe: Pipeline, last: int) -> None:
+        """Put what was written before the entries of the attempts after `last`."""
         pipe.watch(self._stream)
-        own = cast(list[Any], pipe.xrange(self._stream))
+        own = cast(list[Any], pipe.xrange(self._stream, min=keys.entry_id(last + 1, 0)))
         pipe.multi()
         for entry, fields in own:
             pipe.xadd(self._aside, fields, id=entry)
@@ -147,8 +165,12 @@ class EarlierCurves:
 
 
 def _batches(journal: Path, last_step: int) -> Iterator[tuple[int, BatchBuilder]]:
-    """The points up to a step, with the byte up to which each batch brings the journal."""
-    builder, end, points = BatchBuilder(), 0, 0
+    """The points up to a step, with the byte up to which each batch brings the journal.
+
+    Without any it is one empty batch, so that the stream tells that they were looked for.
+    """
+    builder, end, points = BatchBuilder(), 1, 0
+    empty = True
     for after, record in JournalReader(journal):
         step = whole(record.get("s"))
         if record["k"] != "m" or step is None or step > last_step:
@@ -157,6 +179,13 @@ def _batches(journal: Path, last_step: int) -> Iterator[tuple[int, BatchBuilder]
         end, points = after, points + 1
         if builder.full:
             yield end, builder
-            builder, points = BatchBuilder(), 0
-    if points:
+            builder, points, empty = BatchBuilder(), 0, False
+    if points or empty:
         yield end, builder
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
