@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from trackside import line
+from trackside import line, wording
 from trackside.models import (
     Attempt,
     AttemptState,
@@ -20,6 +20,7 @@ from trackside.models import (
     EventKind,
     Job,
     JobState,
+    Outcome,
     Reason,
     Role,
     Slot,
@@ -33,7 +34,7 @@ RULES: Final = {
     "preempted": "its host or worker stops in order, which is not counted against the job",
     "self-test failed": "a slot's self-test did not pass, so the slot rests on",
     "invalid_job": "the job cannot run as it was submitted",
-    "timeout": "a time limit was reached",
+    "timeout": "the time limit of the whole job is used up",
     "diverged": "the watched metric is no finite number, and going back three times did not mend it",
     "rolled back": "the watched metric is no finite number; an older checkpoint may not lead there again",
     "oom_gpu": "the GPU's memory does not hold it, and would not the next time",
@@ -72,6 +73,7 @@ _REQUESTS: Final = {
     "resume requested": "asked to resume it",
     "pause refused": "it cannot pause, so it runs on",
 }
+_STOOD: Final = "the process was "  # how the evidence of a hang begins
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,9 +86,20 @@ class Sentence:
 
 
 def tell(
-    job: Job, attempts: Iterable[Attempt], events: Iterable[Event], now_ms: int, *, place: int | None = None
+    job: Job,
+    attempts: Iterable[Attempt],
+    events: Iterable[Event],
+    now_ms: int,
+    *,
+    place: int | None = None,
+    parents: Mapping[str, Job | None] | None = None,
+    unled: str | None = None,
 ) -> list[Sentence]:
-    """The whole story, oldest first; the last sentence says what comes next. `place` is the job's in line."""
+    """The whole story, oldest first; the last sentence says what comes next.
+
+    `place` is the job's in line, `parents` are the jobs it was to run after (None: gone; those left out: not known),
+    `unled` is `line.unled`.
+    """
     by_number = {attempt.number: attempt for attempt in attempts}
     saved: dict[int, list[int]] = {}
     told: list[Sentence] = []
@@ -98,7 +111,8 @@ def tell(
         text = _sentence(job, event, by_number.get(number), saved.get(number, []))
         if text is not None:
             told.append(Sentence(at_ms=event.at_ms, text=text, attempt=event.attempt))
-    told.append(Sentence(at_ms=None, text=what_is_next(job, by_number.get(job.attempt), now_ms, place)))
+    following = what_is_next(job, by_number.get(job.attempt), now_ms, place, parents=parents, unled=unled)
+    told.append(Sentence(at_ms=None, text=following))
     return told
 
 
@@ -169,18 +183,29 @@ def _ended(event: Event, attempt: Attempt | None, saved: list[int]) -> str:
     detail = event.data.get("detail")
     if detail and detail != event.cause:
         parts[0] += f" ({detail})"
-    if attempt is not None and attempt.started_at_ms is not None:
-        parts.append(f"after {span((event.at_ms - attempt.started_at_ms) / 1000)}")
+    ran_ms = wording.ran_ms(attempt, event.at_ms) if attempt is not None else None
+    if ran_ms:  # 0: its process was never started
+        parts.append(f"after {span(ran_ms / 1000)}")
     if outcome is not None and outcome.first_step is not None and outcome.last_step is not None:
         parts.append(f"having done steps {outcome.first_step} to {outcome.last_step}")
+    early = wording.left_early(attempt)
+    if early is not None:
+        parts.append(f"it {early}")
     parts.append(f"its newest checkpoint is of step {max(saved)}" if saved else "it brought no checkpoint")
     if outcome is not None and outcome.seen_by:
         late = outcome.noticed_after_ms
         parts.append(f"seen by {outcome.seen_by}" + ("" if late is None else f" within {late} ms"))
-    lost = _lost(event)
-    if lost is not None:
-        parts.append(lost)
+    parts += filter(None, (_lost(event), _hung(event, outcome)))
     return "; ".join(parts)
+
+
+def _hung(event: Event, outcome: Outcome | None) -> str | None:
+    """What a hung process was seen to do, where that is not told yet, and where its stacks are."""
+    if outcome is None or outcome.reason is not Reason.STALLED or not outcome.evidence:
+        return None
+    stood = outcome.evidence[0] if outcome.evidence[0].startswith(_STOOD) else ""
+    seen = f"{stood}; " if stood and stood not in (outcome.detail or "") else ""
+    return f"{seen}its stacks: `trackside show {event.job}`, `trackside logs {event.job} --attempt {event.attempt}`"
 
 
 def _moved(event: Event) -> str | None:
@@ -188,12 +213,23 @@ def _moved(event: Event) -> str | None:
     if event.cause in _REQUESTS:
         who = "its worker" if event.cause == "pause refused" else event.by or "somebody"
         where = f", back at {data['from']}" if data.get("from") else ""
-        return f"{who}: {_REQUESTS[event.cause]}{where}; it is {event.new}"
+        why = f" ({data['detail']})" if event.cause == "pause refused" and data.get("detail") else ""
+        return f"{who}: {_REQUESTS[event.cause]}{why}{where}; it is {event.new}"
     if event.cause not in RULES:
         return None
-    text = f"decided: {event.new}, by the rule {event.cause!r}: {RULES[event.cause]}"
+    text = f"decided: {event.new}, by the rule {event.cause!r}: {_case(event)}"
     numbers = _numbers(event)
     return f"{text} ({numbers})" if numbers else text
+
+
+def _case(event: Event) -> str:
+    """What the rule says, and where it has several cases which one it was."""
+    data = event.data
+    if event.cause != "retry with backoff" or "progressed" not in data:
+        return RULES[event.cause or ""]
+    cases = ["it brought no newer checkpoint"] if not data["progressed"] else []
+    cases += ["memory was short on the host"] if data.get("reason") == Reason.OOM_HOST else []
+    return f"{' and '.join(cases) or 'it ended badly'}; the wait grows each time"
 
 
 def _numbers(event: Event) -> str:
@@ -210,7 +246,7 @@ def _numbers(event: Event) -> str:
     barren = 0 if data.get("progressed") else data.get("barren", 0) + 1
     failures = data.get("failures", 0) + 1
     parts = [
-        f"{failures} failure{'s' if failures > 1 else ''} with {data.get('retries', 0)} retries",
+        f"{wording.counted(failures, 'failure')} with {wording.counted(data.get('retries', 0), 'retry')}",
         f"{barren} in a row without a newer checkpoint, {data.get('poison_after')} are too many",
     ]
     if event.new is JobState.WAITING:
@@ -218,8 +254,24 @@ def _numbers(event: Event) -> str:
     return "; ".join(parts)
 
 
-def what_is_next(job: Job, newest: Attempt | None, now_ms: int, place: int | None = None) -> str:
-    """What comes next for the job, and when."""
+def what_is_next(
+    job: Job,
+    newest: Attempt | None,
+    now_ms: int,
+    place: int | None = None,
+    *,
+    parents: Mapping[str, Job | None] | None = None,
+    unled: str | None = None,
+) -> str:
+    """What comes next for the job, and when; `parents` and `unled` are as in `tell`."""
+    if job.state.terminal:
+        return _over(job, newest, parents or {})
+    waits = job.state in (JobState.QUEUED, JobState.WAITING) and job.slot is None
+    ended = job.state is JobState.RUNNING and newest is not None and newest.state is AttemptState.ENDED
+    return f"{_next(job, newest, now_ms, place)}{f'; {unled}' if unled and (waits or ended) else ''}"
+
+
+def _next(job: Job, newest: Attempt | None, now_ms: int, place: int | None) -> str:
     match job.state:
         case JobState.QUEUED if job.slot is not None:
             return f"next: attempt {job.attempt} starts on {job.slot}"
@@ -236,25 +288,40 @@ def what_is_next(job: Job, newest: Attempt | None, now_ms: int, place: int | Non
             return "next: it ends at its next step, or is killed when its grace is over"
         case JobState.RUNNING if newest is not None and newest.state is AttemptState.ENDED:
             return "next: the supervisor decides about the attempt that has ended"
-        case JobState.RUNNING:
-            return f"next: attempt {job.attempt} runs on {job.slot or 'its slot'}; should it die, it goes on from " + (
-                _start(job)
-            )
-        case JobState.SUCCEEDED:
-            return "it is done"
+    return f"next: attempt {job.attempt} runs on {job.slot or 'its slot'}; should it die, it goes on from {_start(job)}"
+
+
+def _over(job: Job, newest: Attempt | None, parents: Mapping[str, Job | None]) -> str:
+    """What can be done about a job that has ended, in words that `trackside retry` accepts."""
+    if job.state is JobState.SUCCEEDED:
+        early = wording.left_early(newest)
+        return f"it is done; it {early}" if early is not None else "it is done"
+    for name in job.spec.after:
+        parent = parents.get(name)
+        if name in parents and parent is None:
+            return f"it is over; {name}, which it was to run after, is no longer on the bus: submit it again without it"
+        if parent is not None and parent.state in (JobState.FAILED, JobState.CANCELLED):
+            asks = parent.attempt == 0 and bool(parent.spec.after)  # it may have failed with a parent of its own
+            how = f"do as `trackside why {name}` says" if asks else f"`trackside retry {name}`"
+            what = f"{name}, which it was to run after, {wording.became(parent.state)}"
+            return f"it is over; {what}: {how}, then submit this one again with --after the new id"
     slow = "; if it was only slow, give it a longer --stall-limit" if job.reason is Reason.STALLED else ""
     return f"it is over; `trackside retry {job.id}` does it again, from {_start(job)}{slow}"
 
 
 def obstacles(
-    job: Job, slots: Iterable[Slot], breakers: Mapping[str, Breaker], beats: Mapping[str, Beat | None]
+    job: Job,
+    slots: Iterable[Slot],
+    breakers: Mapping[str, Breaker],
+    beats: Mapping[str, Beat | None],
+    now_ms: int,
 ) -> list[str]:
     """What keeps a queued job off each slot, one sentence a slot; `beats` are by `<role>:<name>`."""
-    found = [f"{slot.id} {_obstacle(job, slot, breakers.get(slot.id), beats)}" for slot in slots]
+    found = [f"{slot.id} {_obstacle(job, slot, breakers.get(slot.id), beats, now_ms)}" for slot in slots]
     return found or ["there is no slot: `trackside trainer` or `trackside up` offers a machine's"]
 
 
-def _obstacle(job: Job, slot: Slot, breaker: Breaker | None, beats: Mapping[str, Beat | None]) -> str:
+def _obstacle(job: Job, slot: Slot, breaker: Breaker | None, beats: Mapping[str, Beat | None], now_ms: int) -> str:
     beat, agent = beats.get(f"{Role.WORKER}:{slot.id}"), beats.get(f"{Role.AGENT}:{slot.host}")
     held = job.checkpoints[0] if job.checkpoints else None
     if job.spec.device not in ("any", slot.kind):
@@ -272,10 +339,18 @@ def _obstacle(job: Job, slot: Slot, breaker: Breaker | None, beats: Mapping[str,
     if blocked is not None and beat.job is None:
         return f"is blocked: {blocked}"
     if breaker is not None and breaker.state is not BreakerState.CLOSED:
-        return f"rests, since {len(breaker.failed)} different jobs crashed on it"
+        return f"rests, since {len(breaker.failed)} different jobs crashed on it: {_rest(breaker, now_ms)}"
     if beat.stopping or (agent is not None and agent.stopping):
         return "is stopping"
-    return f"is busy with {beat.job}" if beat.job is not None else "is free: the supervisor gives it out"
+    if beat.job is not None:
+        return f"is busy with {beat.job}"
+    return f"is free: {line.unled(beats) or 'the supervisor gives it out'}"
+
+
+def _rest(breaker: Breaker, now_ms: int) -> str:
+    if breaker.state is BreakerState.PROBING:
+        return "its self-test runs"
+    return f"its self-test comes in {span(max(0, (breaker.until_ms or now_ms) - now_ms) / 1000)}"
 
 
 def _start(job: Job) -> str:

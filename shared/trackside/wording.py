@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 
-from trackside.models import Attempt, Failure, JobSpec, JobState, Outcome, Reason
+from trackside.models import Attempt, Failure, JobSpec, JobState, Reason
 
 
 def program(spec: JobSpec) -> str:

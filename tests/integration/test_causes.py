@@ -114,7 +114,7 @@ for step in run.steps(50):
 """
 BY_ITSELF: Final = "it ended by itself, before its end as far as is known"
 OVER: Final = r"the job's time limit of 0\.7 s was reached"
-START_OVER: Final = "stopped before its first step: the next attempt starts over"
+START_OVER: Final = r"stopped after [\d.]+ s; no steps are known of it: the next attempt starts over"
 
 CAUSES: Final[Mapping[str, Cause]] = {
     "an exception": Cause(

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from cli_world import SLOT, SPEC, World
+from trackside.bus import beats
 from trackside.jobstore import Change
 from trackside.line import FREE_SLOT
-from trackside.models import Breaker, BreakerState, JobState, Outcome, Reason
+from trackside.models import Beat, Breaker, BreakerState, JobState, Outcome, Reason, Role
 
 
 @pytest.fixture
@@ -116,3 +117,59 @@ def test_why_says_what_keeps_a_job_off_each_slot_once_those_that_it_waits_for_ha
 def test_why_is_harmless_whatever_a_name_holds(world: World) -> None:
     world.store.submit("j", "\x1b[31mevil", replace(SPEC, submitted_by="\x1b]0;owned\x07"))
     assert "\x1b" not in world.run("why", "j").out
+
+
+def test_why_says_that_nobody_gives_anything_out_where_no_supervisor_is_heard(world: World) -> None:
+    world.running("busy")
+    world.queued("j")
+    unled = "no supervisor is heard: nothing is given out; see `trackside ps`"
+    assert unled in world.run("why", "j").out
+    beat = Beat(role=Role.SUPERVISOR, name="box-9", host="box", pid=9, started_at_ms=1, at_ms=1, leader=True)
+    beats.publish(world.client, beat, 600)
+    assert "no supervisor" not in world.run("why", "j").out
+
+
+def test_why_advises_for_a_job_that_failed_with_its_parent_what_the_command_line_takes(world: World) -> None:
+    world.failed("p")
+    world.store.submit("c", "c", replace(SPEC, after=("p",)))
+    world.finish("c", JobState.FAILED)
+    assert "retry p`, then submit this one again with --after" in world.run("why", "c").out
+    world.run("retry", "c", code=2)
+    world.run("retry", "p")
+
+
+def test_why_and_show_keep_why_a_pause_was_refused_after_the_job_has_moved_on(world: World) -> None:
+    world.running("j")
+    world.store.pause("j")
+    world.store.refuse_pause("j", 1, "this script saves no checkpoints")
+    assert "No pause" not in world.run("show", "j").out, "its record says it"
+    world.store.cancel("j")
+    assert "it cannot pause, so it runs on (this script saves no checkpoints)" in world.run("why", "j").out
+    shown = world.run("show", "j").out
+    assert "No pause:    refused" in shown
+    assert "ago: this script saves no checkpoints" in shown
+
+
+def test_show_says_after_how_many_steps_a_loop_was_left_and_how_long_its_process_ran(world: World) -> None:
+    world.running("j")
+    world.store.end_attempt("j", 1, Outcome(reason=Reason.SUCCEEDED, first_step=1, last_step=29, ran_ms=4000_000))
+    world.finish("j", JobState.SUCCEEDED)
+    shown = world.run("show", "j").out
+    assert shown.count("left its loop after 29 of 100 steps") == 2, "at the top, and with its attempt"
+    assert shown.count("1h06m") == 2, "the job's running time, and its attempt's"
+
+
+def test_show_has_the_stacks_of_a_hang_after_a_later_attempt_has_succeeded(world: World) -> None:
+    world.running("j")
+    hung = Outcome(
+        reason=Reason.STALLED, detail="no step", evidence=("the process was sleeping", "stacks:\n  train.py")
+    )
+    world.store.end_attempt("j", 1, hung)
+    requeued = replace(world.store.job("j"), state=JobState.QUEUED)
+    world.store.change("j", lambda _, __: Change(job=requeued))
+    world.store.assign("j", SLOT, lambda _pipe, _job: None)
+    world.store.claim("j", 2, worker_pid=5)
+    world.store.end_attempt("j", 2, Outcome(reason=Reason.SUCCEEDED))
+    world.finish("j", JobState.SUCCEEDED)
+    assert "Evidence of attempt 1\nthe process was sleeping\nstacks:\n  train.py" in world.run("show", "j").out
+    assert "`trackside logs j --attempt 1`" in world.run("why", "j").out

@@ -113,6 +113,7 @@ def test_a_stopped_process_goes_on_to_its_boundary_and_stops_there(trainer: Trai
 
     assert (outcome.reason, outcome.exit_code) == (Reason.STALLED, 75)
     assert "stopped by a signal" in outcome.evidence[0]
+    assert "; the process was stopped by a signal (SIGSTOP); asked to stop" in (outcome.detail or "")
     assert not lives(pid)
 
 

@@ -50,12 +50,13 @@ def test_what_keeps_a_slot_from_work_is_one_thing_for_whoever_gives_it_out_and_w
 ) -> None:
     slot = Slot(id="s", host="h", kind="gpu", storage="x", blocked=gpu)
     beat = Beat(role=Role.WORKER, name="s", host="h", pid=1, started_at_ms=0, at_ms=0, blocked=disk)
-    beats = {"worker:s": beat}
+    leader = Beat(role=Role.SUPERVISOR, name="h-1", host="h", pid=1, started_at_ms=0, at_ms=0, leader=True)
+    beats = {"worker:s": beat, "supervisor:h-1": leader}
     assert line.blocked_by(slot, beat) == why
     assert line.blocked_by(slot, None) == gpu
     assert free_slots([slot], [], beats) == ([] if why else [slot])
     told = f"s is blocked: {why}" if why else "s is free: the supervisor gives it out"
-    assert obstacles(queued("a", 1), [slot], {}, beats) == [told]
+    assert obstacles(queued("a", 1), [slot], {}, beats, 0) == [told]
     assert queries.slot_state(slot, beat) == ("blocked" if why else "idle")
     assert queries.slot_why(slot, beat, None, 0) == why
 

@@ -8,10 +8,11 @@ from typing import Literal
 
 import pytest
 
-from makers import SLOT, a_job
-from trackside.models import Job, JobState
-from trackside_supervisor.parents import verdict, waits
+from makers import SLOT, a_job, an_event
+from trackside.models import EventKind, Job, JobState
+from trackside_supervisor.parents import RULE, verdict, waits
 from trackside_supervisor.placement import place
+from trackside_supervisor.replay import differs
 
 LIVE = sorted(set(JobState) - {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 
@@ -35,6 +36,18 @@ def test_it_fails_with_a_parent_that_did_not_succeed_whatever_the_others_do(stat
     found = verdict(child("a", "b"), {"a": JobState.RUNNING, "b": state})
     assert (found.answer, found.parent) == ("failed", "b")
     assert "run after b" in found.detail
+
+
+def test_a_parent_that_was_cancelled_is_told_in_whole_words() -> None:
+    found = verdict(child("b"), {"b": JobState.CANCELLED})
+    assert found.detail == "it was to run after b, which was cancelled"
+    data = {**found.inputs, "parent": found.parent}
+    for words in (found.detail, "it was to run after b, which cancelled"):  # the latter as older histories have it
+        event = an_event(
+            EventKind.TRANSITION, 5, cause=RULE, old=JobState.QUEUED, new=JobState.FAILED,
+            data={**data, "detail": words},
+        )  # fmt: skip
+        assert differs(event) is None
 
 
 def test_parents_have_no_say_once_it_has_run() -> None:

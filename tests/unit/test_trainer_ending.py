@@ -148,6 +148,12 @@ def test_a_stop_before_the_first_step_says_that_nothing_was_saved() -> None:
     assert (stranger or "").startswith("stopped by somebody other than Trackside (SIGTERM) before its first step")
 
 
+def test_a_stop_of_a_script_that_tells_no_steps_says_how_long_it_ran() -> None:
+    seen = Exit(status=STOPPED, asked=Reason.PREEMPTED, stepless=True)
+    detail = judge(end("preempted"), seen, first_step=None, ran_ms=46_000).detail
+    assert detail == "stopped after 46 s; no steps are known of it: the next attempt starts over"
+
+
 def test_an_end_by_a_handler_of_the_script_s_own_is_told_as_that() -> None:
     preempted = judge(EARLY, Exit(status=OK, asked=Reason.PREEMPTED), first_step=1)
     assert preempted.detail == "asked to make room; it ended by itself, before its end as far as is known"

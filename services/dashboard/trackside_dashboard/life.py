@@ -17,15 +17,17 @@ STORY_MAX: Final = 300  # sentences shown; `trackside why` has them all
 def story(snapshot: Snapshot, job: Job, view: JobView, now_ms: int) -> list[Sentence]:
     """The job's story, oldest first, and what comes next."""
     place = line.places(snapshot.jobs.values()).get(job.id)
-    told = tell(job, view.attempts, view.history, now_ms, place=place)
+    parents = {name: snapshot.jobs[name] for name in job.spec.after if name in snapshot.jobs}
+    unled = line.unled(snapshot.beats)
+    told = tell(job, view.attempts, view.history, now_ms, place=place, parents=parents, unled=unled)
     return told[:1] + told[1:][-STORY_MAX:]
 
 
-def kept_off(snapshot: Snapshot, job: Job) -> list[str]:
+def kept_off(snapshot: Snapshot, job: Job, now_ms: int) -> list[str]:
     """What keeps a job that is in line off each slot, a sentence each."""
     if not line.is_in_line(job):
         return []
-    return obstacles(job, snapshot.slots, snapshot.breakers, snapshot.beats)
+    return obstacles(job, snapshot.slots, snapshot.breakers, snapshot.beats, now_ms)
 
 
 def bad_end(view: JobView) -> tuple[Attempt, str] | None:
@@ -64,17 +66,17 @@ def attempt_rows(view: JobView, now_ms: int) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for a in reversed(view.attempts):
         out = a.outcome
-        start = a.started_at_ms
+        start, ran_ms = a.started_at_ms, wording.ran_ms(a, now_ms)
         steps = f"{text.count(out.first_step)} … {text.count(out.last_step)}" if out is not None else text.UNKNOWN
         rows.append(
             {
                 "attempt": a.number,
                 "state": a.state.value,
                 "reason": out.reason.value.replace("_", " ") if out is not None else "",
-                "end": text.plain(wording.end(out), 300) if out is not None else "",
+                "end": text.plain(wording.end(a), 300),
                 "slot": text.plain(a.slot, 60),
                 "started": start,
-                "ran": text.span(((a.ended_at_ms or now_ms) - start) / 1000) if start is not None else text.UNKNOWN,
+                "ran": text.span(ran_ms / 1000) if ran_ms is not None else text.UNKNOWN,
                 "steps": steps,
                 "resumed": f"step {text.count(a.resumed_step)}" if a.resumed_step is not None else "",
                 "pid": a.pid,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from trackside import wording
 from trackside.models import Job, JobState
 
 RULE: Final = "parent did not succeed"
@@ -24,8 +25,7 @@ class Verdict:
     @property
     def detail(self) -> str:
         """Why a job fails, for people."""
-        what = f"{self.state}" if self.state is not None else "is no longer on the bus"
-        return f"it was to run after {self.parent}, which {what}"
+        return f"it was to run after {self.parent}, which {wording.became(self.state)}"
 
     @property
     def inputs(self) -> dict[str, Any]:

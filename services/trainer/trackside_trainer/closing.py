@@ -61,6 +61,7 @@ class Closing:
             killed_by_us=self.killed_by_us,
             out_of_memory=evidence.killed_for_memory(self._memory_kills, self._peak_mib, loader=loader),
             lost_gpu=self._gpu.gone,
+            stepless=page is not None and page.opened_ns is None and page.first is None,
         )
         return judge(
             end,

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from trackside.models import Failure, Outcome, Reason
 from trackside.sdk.page import ControlPage
+from trackside.story import span
 from trackside_trainer.evidence import EXIT_CODES
 
 # Both journal and store have these words for the same thing.
@@ -60,6 +61,7 @@ class Exit:
     why: str | None = None  # the stop's own words for it
     out_of_memory: str | None = None  # the kernel killed for memory meanwhile, and perhaps this process or its loader
     lost_gpu: str | None = None  # the UUID of its GPU, which the driver does not show any more
+    stepless: bool = False  # it never used the SDK, so whether it had come to a step is not known
 
     @property
     def code(self) -> int | None:
@@ -91,7 +93,8 @@ def judge(end: Mapping[str, Any] | None, seen: Exit, **facts: Any) -> Outcome:
     stranger = reason is Reason.PREEMPTED and seen.asked is None and seen.status is not None
     if reason in (Reason.PREEMPTED, Reason.PAUSED) and facts.get("first_step") is None:
         by = " by somebody other than Trackside (SIGTERM)" if stranger else ""
-        detail = f"stopped{by} before its first step: the next attempt starts over"
+        when = f"after {span(facts.get('ran_ms', 0) / 1000)}; no steps are known of it"
+        detail = f"stopped{by} {when if seen.stepless else 'before its first step'}: the next attempt starts over"
     return Outcome(
         reason=reason,
         detail=detail,

@@ -35,6 +35,7 @@ _STATES: Final = {
     "S": "sleeping",
     "R": "busy",
 }
+_HELD: Final = frozenset("TtD")  # by others: nothing in the script is why it makes no step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,10 +122,11 @@ class Watchdog:
         if not settled and time.monotonic() < self._dump_by_s:
             return None
         state = f"the process was {_STATES.get(self._state, f'in state {self._state}')}"
+        detail = f"{stall}; {state}" if self._state in _HELD else str(stall)
         dump = self._dump()
         self._tell_output(f"{stall}; {state}", dump)
         stacks = f"stacks of its threads:\n{dump}" if dump else "stacks of its threads: it did not answer"
-        return Hung(detail=str(stall), evidence=(state, stacks), saving=stall.clock == SAVING_CLOCK)
+        return Hung(detail=detail, evidence=(state, stacks), saving=stall.clock == SAVING_CLOCK)
 
     def _dump(self) -> str:
         try:

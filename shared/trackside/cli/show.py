@@ -71,7 +71,10 @@ def show(
             }
         )
         return
-    _facts(found, row, now)
+    _facts(found, attempts[-1] if attempts else None, row, now)
+    refused = _pause_refused(store, found, now)
+    if refused is not None:
+        print(f"{'No pause:':<13}{plain(refused)}")
     if attempts:
         print("\nAttempts")
         _attempts(attempts, now)
@@ -88,7 +91,23 @@ def show(
         print("\nLast metrics")
         columns = [Column(title="NAME"), Column(title="VALUE", justify="right"), Column(title="STEP", justify="right")]
         print_table(columns, [(name, number(last["value"]), last["step"]) for name, last in sorted(metrics.items())])
-    _failure(attempts)
+    for attempt in _bad_ends(attempts):
+        _failure(attempt)
+
+
+def _pause_refused(store: Store, job: Job, now: int) -> str | None:
+    """Why the newest pause that was asked for was refused, which the record says only until its next change."""
+    from trackside.bus import streams
+
+    told = None
+    for _, event in streams.history(store.client, job.id):
+        if event.cause == "pause refused":
+            told = event
+        elif event.cause in ("pause requested", "paused"):
+            told = None
+    if told is None or told.data.get("detail") in (None, job.detail):
+        return None
+    return f"refused {age(told.at_ms, now)} ago: {told.data['detail']}"
 
 
 def last_metrics(store: Store, job_id: str) -> dict[str, dict[str, Any]]:
@@ -129,7 +148,7 @@ def last_points(attempt: int, batch: Batch) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _facts(job: Job, row: dict[str, Any], now: int) -> None:
+def _facts(job: Job, newest: Attempt | None, row: dict[str, Any], now: int) -> None:
     from trackside import line, wording
 
     spec = job.spec
@@ -138,7 +157,7 @@ def _facts(job: Job, row: dict[str, Any], now: int) -> None:
         ("Job", job.id),
         ("Name", job.name),
         ("State", f"{job.state} for {age(job.changed_at_ms, now)}"),
-        ("Why", job.detail),
+        ("Why", "; ".join(filter(None, (job.detail, wording.left_early(newest)))) or None),
         ("Place", None if row["place"] is None else line.words(row["place"])),
         ("Last reason", job.reason),
         ("Next try", retry),
@@ -189,31 +208,41 @@ def _attempt_row(attempt: Attempt, now: int) -> tuple[object, ...]:
     steps = None
     if outcome is not None and outcome.last_step is not None:
         steps = f"{outcome.first_step if outcome.first_step is not None else '?'}-{outcome.last_step}"
-    start_ms = attempt.started_at_ms
-    ran = age(start_ms, attempt.ended_at_ms or now)
+    start_ms, ran_ms = attempt.started_at_ms, wording.ran_ms(attempt, now)
+    ran = None if ran_ms is None else span(ran_ms / 1000)
     end = attempt.state.value if outcome is None else outcome.reason.value
     resumed = attempt.resumed_step
     return (
         attempt.number, attempt.slot, when(start_ms or attempt.assigned_at_ms), ran, end, steps,
-        None if resumed is None else f"step {resumed}", None if outcome is None else wording.end(outcome) or None,
+        None if resumed is None else f"step {resumed}", wording.end(attempt) or None,
     )  # fmt: skip
 
 
-def _failure(attempts: list[Attempt]) -> None:
-    from trackside import wording
-    from trackside.models import GOOD_ENDS
+def _bad_ends(attempts: list[Attempt]) -> list[Attempt]:
+    """The attempts whose evidence is shown: the newest that ended badly, and each hang's, whose stacks name its place.
 
-    outcome = attempts[-1].outcome if attempts else None
-    if outcome is None or outcome.reason in GOOD_ENDS:
+    What came after does not matter: a job that succeeds in the end has hung all the same.
+    """
+    from trackside.models import GOOD_ENDS, Reason
+
+    bad = [each for each in attempts if each.outcome is not None and each.outcome.reason not in GOOD_ENDS]
+    return [each for each in bad if each is bad[-1] or (each.outcome and each.outcome.reason is Reason.STALLED)]
+
+
+def _failure(attempt: Attempt) -> None:
+    from trackside import wording
+
+    outcome = attempt.outcome
+    if outcome is None:
         return
     failure, evidence = outcome.failure, outcome.evidence
     if failure is not None:
-        print(f"\nFailure of attempt {attempts[-1].number}")
+        print(f"\nFailure of attempt {attempt.number}")
         if failure.traceback:  # the last output has it too
             print(block(failure.traceback).rstrip())
             return
         print(plain(wording.error(failure)))
     if evidence:
-        print(f"\nEvidence of attempt {attempts[-1].number}")
+        print(f"\nEvidence of attempt {attempt.number}")
         for text in evidence:
             print(block(text).rstrip())

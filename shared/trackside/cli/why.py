@@ -25,19 +25,22 @@ def why(
     """
     from trackside.bus import beats, streams
     from trackside.bus.client import now_ms
-    from trackside.line import is_in_line
+    from trackside.line import is_in_line, unled
     from trackside.story import obstacles, tell
 
     store = store_of(ctx)
     found = find_job(store, job)
     place = place_of(store, found)
     events = [event for _, event in streams.history(store.client, found.id)]
+    there = {parent.id: parent for parent in store.jobs(found.spec.after)}
+    parents = {name: there.get(name) for name in found.spec.after}
+    heard = beats.read(store.client)
     now = now_ms(store.client)
-    story = tell(found, store.attempts(found), events, now, place=place)
+    story = tell(found, store.attempts(found), events, now, place=place, parents=parents, unled=unled(heard))
     in_the_way: list[str] = []
     if is_in_line(found):
         slots = store.slots()
-        in_the_way = obstacles(found, slots, store.breakers(slot.id for slot in slots), beats.read(store.client))
+        in_the_way = obstacles(found, slots, store.breakers(slot.id for slot in slots), heard, now)
     if as_json:
         lines = [{"at_ms": each.at_ms, "attempt": each.attempt, "text": each.text} for each in story]
         print_json(

@@ -257,7 +257,7 @@ def story(job: Job, view: JobView, now_ms: int) -> None:
     ]
     with st.container(key="story"):
         st.markdown("\n".join(["| When | What |", "| :-- | :-- |", *rows]))
-    obstacles = life.kept_off(snapshot, job)
+    obstacles = life.kept_off(snapshot, job, now_ms)
     if obstacles:
         st.markdown(
             "\n".join(["What keeps it off each slot:\n", *(f"- {text.prose(each, 300)}" for each in obstacles)])
