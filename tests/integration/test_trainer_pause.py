@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from store_world import events_of
+from store_world import events_of, moved
 from trackside.models import Job, JobState, Reason
-from trackside.server import EmbeddedServer
+from trackside.server import EmbeddedServer, ServerBinary
 from trackside.testing import wait_until
-from trainer_harness import Trainer, kill, steps_script, trainer_on
+from trackside_trainer.pausing import LOOP_BEGUN
+from trainer_harness import Trainer, kill, server_and_trainer, steps_script, trainer_on
 
 GRACE_S = 0.5
 LONG_S = 1.5  # of a step, a save: longer than the grace
 STALL_S = 3.0
+LOADS_S = 2.5  # longer than a script has of which nothing says that it will come to a loop
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +146,114 @@ def test_a_script_that_saves_nothing_is_not_paused_and_is_told_how_it_could_be(t
     refused(trainer, job, "saves no checkpoints", "run.checkpointer()")
     outcome = trainer.ended(job)
     assert (outcome.reason, outcome.last_step) == (Reason.SUCCEEDED, 150)
+
+
+LOADS = f"print('loads', flush=True)\ntime.sleep({LOADS_S})"
+STARTS = """
+import pathlib, time, torch, trackside
+{imports}
+run = trackside.init()
+{reads}
+state = run.checkpointer(model=torch.nn.Linear(2, 1), every=None)
+{loads}
+for step in run.steps({total}):
+    time.sleep(0.01)
+"""
+
+
+def starts(*, imports: str = "", reads: str = "", loads: str = "", total: int = 100_000) -> str:
+    return STARTS.format(imports=imports, reads=reads, loads=loads, total=total)
+
+
+def causes(trainer: Trainer, job: Job) -> list[str | None]:
+    return [event.cause for event in events_of(trainer.store, job.id)]
+
+
+@pytest.mark.parametrize("script", [starts(reads=LOADS), starts(loads=LOADS)], ids=["init", "checkpointer"])
+def test_a_pause_waits_for_a_run_that_loads(trainer: Trainer, script: str) -> None:
+    job = trainer.assign(script)
+    trainer.says(job, "loads")
+    trainer.store.pause(job.id)
+    outcome = trainer.ended(job)
+    assert (outcome.reason, outcome.exit_code) == (Reason.PAUSED, 75), outcome
+    assert "pause refused" not in causes(trainer, job)
+    saved = trainer.store.job(job.id).checkpoints
+    assert (saved[0].step if saved else 0) == (outcome.last_step or 0), "the pause lost steps"
+
+
+def test_a_pause_that_a_loading_run_is_asked_for_can_be_taken_back(trainer: Trainer) -> None:
+    job = trainer.assign(starts(loads=LOADS, total=20))
+    trainer.says(job, "loads")
+    trainer.store.pause(job.id)
+    wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 20, "it was not asked to pause")
+    assert trainer.store.resume(job.id).state is JobState.RUNNING
+    outcome = trainer.ended(job)
+    assert (outcome.reason, outcome.last_step) == (Reason.SUCCEEDED, 20)
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_pause_waits_for_the_imports_of_a_script_that_has_stepped_before(
+    trainer: Trainer, tmp_path: Path, saves: bool
+) -> None:
+    second = tmp_path / "second"
+    imports = f"if pathlib.Path({str(second)!r}).exists():\n    print('again', flush=True)\n    time.sleep({LOADS_S})"
+    script = starts(imports=imports)
+    job = trainer.assign(script if saves else script.replace("state = ", "# "))
+    pid = trainer.running(job, step=3)
+    second.touch()
+    kill(pid)
+    trainer.ended(job)
+    moved(trainer.store, job.id, JobState.QUEUED)
+    job = trainer.give(job.id)
+    trainer.says(job, "again")
+    trainer.store.pause(job.id)
+    if saves:
+        assert trainer.ended(job).reason is Reason.PAUSED
+    else:
+        refused(trainer, job, "saves no checkpoints")
+        trainer.store.cancel(job.id)
+        trainer.ended(job)
+
+
+UNMODIFIED = "import time\nprint('works', flush=True)\ntime.sleep(3)"
+LOGS = (
+    "import time, trackside\nrun = trackside.init()\n"
+    "for at in range(200):\n    run.log(step=at, loss=0.5)\n    print('works', flush=True)\n    time.sleep(0.02)"
+)
+
+
+@pytest.mark.parametrize("script", [UNMODIFIED, LOGS], ids=["unmodified", "logs"])
+def test_a_script_that_does_not_come_to_a_loop_is_not_paused(trainer: Trainer, script: str) -> None:
+    job = trainer.assign(script)
+    trainer.says(job, "works")
+    trainer.store.pause(job.id)
+    refused(trainer, job, "has not come to a step loop within 1 s")
+    assert trainer.ended(job).reason is Reason.SUCCEEDED
+
+
+def test_a_refusal_does_not_stand_beside_the_steps_that_come_after_it(trainer: Trainer) -> None:
+    job = trainer.assign(starts(imports=LOADS.replace(str(LOADS_S), str(2 * LOADS_S)), total=100))
+    trainer.says(job, "loads")
+    trainer.store.pause(job.id)
+    refused(trainer, job, "has not come to a step loop")
+    trainer.running(job, step=1)
+    wait_until(lambda: trainer.store.job(job.id).detail is None, 10, "it is said to have no loop while it steps")
+    outcome = trainer.ended(job)
+    assert (outcome.reason, outcome.last_step) == (Reason.SUCCEEDED, 100), "the refused pause was taken up again"
+    assert causes(trainer, job).count(LOOP_BEGUN) == 1
+
+
+def test_a_script_that_saves_without_a_loop_is_not_waited_for_longer_than_a_start_may_take(
+    server_binary: ServerBinary,
+) -> None:
+    script = starts(loads=f"for at in range(400):\n    run.log(step=at, loss=0.5)\n    time.sleep({4 / 400})", total=1)
+    with server_and_trainer(server_binary, startup_limit_s=1.5) as (_, trainer):
+        job = trainer.assign(script)
+        wait_until(lambda: trainer.steps(job), 20, "it does not log")
+        trainer.store.pause(job.id)
+        refused(trainer, job, "within 1.5 s")
+        outcome = trainer.ended(job)
+        assert (outcome.reason, outcome.last_step) == (Reason.SUCCEEDED, 1), "the refused pause was heeded"
 
 
 def test_a_pause_that_the_disk_does_not_take_is_refused_and_the_next_one_works(

@@ -255,7 +255,7 @@ class AttemptRun:
     def _tell_accepted(self, step: int) -> None:
         """Let the run prune what came before: its next attempt would not need it."""
         if self._page is not None:
-            self._page.accepted = max(step, self._page.accepted or 0)  # an old line may be told again
+            self._page.accepted = step  # lower than before, where what the record named could not be used
 
     def _look_at_job(self) -> None:
         job = self._store.job(self.job_id)
@@ -270,7 +270,7 @@ class AttemptRun:
         elif job.state is JobState.PAUSING:
             self._pausing.wanted(self._page)
         else:
-            self._pausing.unwanted()
+            self._pausing.unwanted(self._page)
         if not self._told_pid and self.pid is not None:
             self._store.note_attempt(self.job_id, self.number, EventKind.NOTE, "process started", pid=self.pid)
             self._told_pid = True
