@@ -148,4 +148,7 @@ BROKEN = {
     "a move that is not legal": Broken("I17", lambda h: changed_event(h, 12, old=R, new=W)),
     "a record that no event made": Broken("I17", lambda h: replace(h, job=replace(h.job, attempt=3))),
     "a checkpoint that no event accepted": Broken("I17", lambda h: without_event(h, 4)),
+    "a checkpoint that was found gone": Broken(
+        "I17", lambda h: with_event(h, event(EventKind.RESTORED, 1512, 2, data={"gone": ["step-2"]}), at=11),
+    ),
 }  # fmt: skip

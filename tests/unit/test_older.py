@@ -151,6 +151,24 @@ def test_a_checkpoint_that_was_told_again_is_there_once() -> None:
     assert merged.more == (new[1],)
 
 
+@pytest.mark.parametrize(
+    "event",
+    [
+        told(20, EventKind.RESTORED, 2, cause="restored", data={"gone": ["step-20-a1"]}),
+        told(20, EventKind.NOTE, 2, cause="checkpoint damaged", data={"name": "step-20-a1", "gone": ["step-20-a1"]}),
+        told(20, EventKind.CHECKPOINT, 2, data={"name": "step-60-a1", "step": 60, "gone": ["step-20-a1"]}),
+    ],
+)
+def test_a_checkpoint_that_was_found_gone_meanwhile_stays_off_the_record(event: tuple[str, Event]) -> None:
+    new = (a_checkpoint(60),) if event[1].kind is EventKind.CHECKPOINT else ()
+    inherited = a_checkpoint(20, 0, name="step-20-a1", job="other")  # of the same name, and still there
+    ours = at(11)
+    ours = replace(ours, job=replace(ours.job, checkpoints=(*ours.job.checkpoints, inherited)))
+    merged = merge(ours, since(10, event, checkpoints=(*new, inherited)))
+    assert merged is not None
+    assert merged.held.job.checkpoints == (*new, a_checkpoint(40), inherited)
+
+
 def test_a_claim_that_was_made_meanwhile_counts() -> None:
     claimed = replace(at(8).attempts[2], state=AttemptState.RUNNING, worker_pid=7)
     events = (

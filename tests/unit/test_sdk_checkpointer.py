@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sdk_runs import MakeRun, records
-from trackside.errors import CheckpointError, ConfigurationError
+from trackside.errors import CheckpointError, ConfigurationError, InvalidJob
 from trackside.sdk import torch_state
 from trackside.sdk.context import ResumePoint
 
@@ -98,6 +98,32 @@ def test_one_that_was_gone_back_to_and_pruned_gives_way_to_an_older_one_and_says
     assert second.checkpointer(model=torch.nn.Linear(1, 1)).step == 1
     (note,) = records(second, "note")
     assert note["text"].startswith("step-00000002-a1 was to go on from and could not be used: ")
+
+
+def test_a_run_whose_checkpoints_are_all_gone_neither_starts_over_nor_prunes_what_is_there(make_run: MakeRun) -> None:
+    run = make_run()
+    run.checkpointer(model=torch.nn.Linear(1, 1), every=1, keep=3)
+    list(run.steps(4))
+    root = run.dir.parents[2] / "checkpoints"
+    before = sorted(path.name for path in root.iterdir())
+    second = make_run(attempt=2, resume=(ResumePoint(name="step-00000001-a1", step=1),))
+    with pytest.raises(InvalidJob, match=r"step-00000001-a1 is missing \(there: step-00000004-a1, .*retry --fresh"):
+        second.checkpointer(model=torch.nn.Linear(1, 1), every=1)
+    assert sorted(path.name for path in root.iterdir()) == before
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_starts_over_and_says_so(make_run: MakeRun) -> None:
+    run = make_run()
+    run.checkpointer(model=torch.nn.Linear(1, 1), every=1, keep=2)
+    list(run.steps(2))
+    root = run.dir.parents[2] / "checkpoints"
+    for path in root.glob("step-*/model.pt"):
+        path.write_bytes(b"")
+    resume = tuple(ResumePoint(name=f"step-{s:08d}-a1", step=s) for s in (2, 1))
+    for number in (2, 3):  # the next attempt, too, where nobody was left to take them off the record
+        again = make_run(attempt=number, resume=resume)
+        assert again.checkpointer(model=torch.nn.Linear(1, 1)).step == 0
+        assert records(again, "note")[0]["text"].endswith("training starts from step 1")
 
 
 def test_a_checkpoint_that_goes_away_while_it_is_read_is_passed_over(

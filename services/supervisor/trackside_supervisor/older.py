@@ -177,10 +177,11 @@ def _with(held: Held, theirs: Held, extra: list[Event], gap: Gap) -> Merged:
                 attempts[number] = their
                 job = replace(job, slot=None, reason=theirs.job.reason, ran_ms=theirs.job.ran_ms)
             case EventKind.CHECKPOINT if not _accepted(held, event):
-                job = replace(job, checkpoints=_taken(job, theirs.job, event))
+                job = replace(job, checkpoints=_taken(_left(job, theirs.job, event), theirs.job, event))
             case EventKind.NOTE | EventKind.RESTORED:
                 if (event.kind, event.attempt, event.cause, event.data) in told:
                     continue
+                job = _left(job, theirs.job, event)
             case _:
                 continue
         more.append(event)
@@ -203,6 +204,13 @@ def _accepted(held: Held, event: Event) -> bool:
 def _taken(job: Job, theirs: Job, event: Event) -> tuple[CheckpointRef, ...]:
     new = [ref for ref in theirs.checkpoints if ref.name == event.data.get("name") and ref.job is None]
     return tuple(sorted((*new, *job.checkpoints), key=lambda ref: (ref.step, ref.attempt), reverse=True))
+
+
+def _left(job: Job, theirs: Job, event: Event) -> Job:
+    """Without the checkpoints that were found pruned or damaged."""
+    gone, there = event.data.get("gone") or (), {(ref.name, ref.job) for ref in theirs.checkpoints}
+    kept = tuple(ref for ref in job.checkpoints if ref.name not in gone or (ref.name, ref.job) in there)
+    return replace(job, checkpoints=kept)
 
 
 def number(raw: bytes | None, *, otherwise: int | None) -> int | None:

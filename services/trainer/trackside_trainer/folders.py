@@ -11,6 +11,7 @@ from pathlib import Path
 from trackside.errors import InvalidJob
 from trackside.ids import check_job_id
 from trackside.models import Job, Slot
+from trackside.sdk.checkpoints import check_to_go_on
 from trackside.sdk.context import STACKS_FILE, AttemptContext, Program, ResumePoint
 from trackside.snapshots import unpack
 from trackside.store import Store
@@ -75,7 +76,7 @@ def newest_attempt(data: Path, job_id: str) -> int:
 def prepare(folders: Folders, store: Store, job: Job, slot: Slot, *, journal_max_bytes: int) -> AttemptContext:
     """Make the folders, unpack what was submitted and write the context.
 
-    Raises InvalidJob or NotFound for a snapshot that cannot be had, OSError for a disk that does not take it.
+    Raises InvalidJob or NotFound for a snapshot or checkpoints that cannot be had, OSError for a disk that takes nothing.
     """
     archive = _snapshot(folders.data, store, job.spec.snapshot) if job.spec.snapshot is not None else None
     if folders.root.exists():  # a try that was cut short, or a number that a restored server gave out again
@@ -90,6 +91,7 @@ def prepare(folders: Folders, store: Store, job: Job, slot: Slot, *, journal_max
             f"the checkpoints to go on from are not in {folders.data / 'jobs'} any more: put them back and retry, or "
             "start over with `trackside retry --fresh`"
         )
+    check_to_go_on(folders.checkpoints, resume, went_back=job.bad_step is None)  # else a divergence sent it back
     program = job.spec.program
     context = AttemptContext(
         job=job.id,

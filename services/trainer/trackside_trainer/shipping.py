@@ -24,10 +24,11 @@ from trackside.codec import decode, encode
 from trackside.errors import Fenced
 from trackside.models import Batch, CheckpointRef, EventKind
 from trackside.sdk.journal import JournalReader
-from trackside.store import Store
+from trackside.store import Lying, Store
 from trackside_trainer.batches import MAX_BYTES, BatchBuilder, whole
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # a directory beside others, and nothing else
+_ADOPTED: Final = re.compile(r"step-(\d+)-a0")  # another job's, linked into this one's folder
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _PIECE_BYTES: Final = 64 * 1024
 _RECORD_MAX_BYTES: Final = 1024 * 1024
@@ -99,7 +100,7 @@ class JournalTail:
         *,
         on_accepted: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """`on_accepted` is told the step of each checkpoint that the store has taken."""
+        """`on_accepted` is told the step that a next attempt would go on from, each time that is known anew."""
         self._store, self._job, self._number, self._path, self._storage = store, job_id, number, path, storage
         self._on_accepted = on_accepted
         self._checkpoints = path.parents[2] / "checkpoints"  # beside the folder of all attempts
@@ -140,6 +141,12 @@ class JournalTail:
         match record["k"]:
             case "ck":
                 self._tell_checkpoint(record)
+            case "damaged":
+                self._tell_damaged(record, again=again)
+            case "end":
+                lying = self._lying()
+                if lying is not None:
+                    store.note_pruned(job, number, lying)
             case _ if again:
                 pass
             case "begin":
@@ -147,10 +154,9 @@ class JournalTail:
                 store.note_attempt(job, number, EventKind.NOTE, "begin", total_steps=total, first_step=first)
             case "restored":
                 name, step = _text(record.get("name")), whole(record.get("s"))
-                store.note_attempt(job, number, EventKind.RESTORED, "restored", resumed_from=name, resumed_step=step)
-            case "damaged":
-                name, why = _text(record.get("name")), _text(record.get("why"))
-                store.note_attempt(job, number, EventKind.NOTE, "checkpoint damaged", name=name, why=why)
+                store.note_restored(job, number, name, step, self._lying())
+                if step is not None:
+                    self._on_accepted(step)
             case "note":
                 level, text = _text(record.get("level")), _text(record.get("text"))
                 store.note_attempt(job, number, EventKind.NOTE, "note", level=level, text=text)
@@ -171,8 +177,25 @@ class JournalTail:
             storage=self._storage,
             bytes=whole(record.get("bytes")),
         )
-        self._store.accept_checkpoint(self._job, self._number, found)
-        self._on_accepted(step)
+        job = self._store.accept_checkpoint(self._job, self._number, found, self._lying())
+        # Of the record, since an old line may be told again.
+        self._on_accepted(max((ref.step for ref in job.checkpoints if ref.job is None), default=step))
+
+    def _tell_damaged(self, record: dict[str, Any], *, again: bool) -> None:
+        name, why = _text(record.get("name")), _text(record.get("why"))
+        if name is None:
+            return
+        adopted = _ADOPTED.fullmatch(name)
+        step = int(adopted[1]) if adopted is not None else None
+        self._store.note_damaged(self._job, self._number, name, why, adopted=step, again=again)
+
+    def _lying(self) -> Lying | None:
+        """What is in the folder of checkpoints, None where that cannot be told."""
+        try:
+            names = frozenset(path.name for path in self._checkpoints.iterdir() if path.is_dir())
+        except OSError:
+            return None
+        return Lying(storage=self._storage, names=names)
 
 
 class OutputTail:

@@ -34,7 +34,8 @@ def _folds(each: JobHistory, history: History) -> Iterator[str]:
             number, slot = event.attempt or 0, event.data.get("slot")
         elif event.kind is EventKind.ENDED:
             slot, reason = None, event.cause
-        elif event.kind is EventKind.CHECKPOINT:
+        accepted.difference_update(event.data.get("gone") or ())
+        if event.kind is EventKind.CHECKPOINT:
             accepted.add(str(event.data.get("name")))
     job = each.job
     folded = {"state": state, "attempt": number, "slot": slot, "reason": reason}
@@ -44,7 +45,7 @@ def _folds(each: JobHistory, history: History) -> Iterator[str]:
             yield f"the events say {name} {value}, the record {stored[name]}"
     unknown = [ref.name for ref in job.checkpoints if ref.name not in accepted]
     if unknown:
-        yield f"the record names checkpoints that no event accepted: {unknown}"
+        yield f"the record names checkpoints that no event accepted, or that were found gone: {unknown}"
 
 
 def _decisions(events: Iterable[Event], rules: Rules) -> Iterator[str]:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from trackside.errors import CheckpointDamaged, CheckpointError
 from trackside.sdk import disk, torch_state
 from trackside.sdk.background import Background
-from trackside.sdk.checkpoints import Checkpoint, CheckpointStore
+from trackside.sdk.checkpoints import Checkpoint, CheckpointStore, check_to_go_on
 from trackside.sdk.context import ResumePoint
 from trackside.sdk.journal import now_ms
 
@@ -214,6 +214,7 @@ class Checkpointer:
         self._checked_load = True
 
     def _restore(self, resume: Sequence[ResumePoint] | None) -> None:
+        check_to_go_on(self._store.root, resume or ())
         for checkpoint, digest in self._store.candidates(resume):
             try:
                 self._store.verify(checkpoint, digest)

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, Final
 
-from trackside.errors import CheckpointDamaged
+from trackside.errors import CheckpointDamaged, InvalidJob
 from trackside.sdk import encode
 from trackside.sdk.context import ResumePoint
 from trackside.sdk.journal import now_ms
@@ -265,6 +265,26 @@ def _write_file(path: Path, write: Callable[[HashingFile], object]) -> dict[str,
         file.flush()
         os.fsync(file.fileno())
     return {"size": out.size_bytes, "sha256": out.hexdigest()}
+
+
+def check_to_go_on(root: Path, resume: Sequence[ResumePoint], *, went_back: bool = False) -> None:
+    """Raise InvalidJob where an attempt would start over, and prune what is there, as nothing it was given is there.
+
+    One that was set aside as damaged counts as there: that is told, and an older one is used. `went_back`: where newer
+    ones than the first of `resume` are there, the job went back to it, and must not go further back than that.
+    """
+    folders = {path.name for path in root.iterdir() if path.is_dir()} if root.is_dir() else set()
+    missing = [point for point in resume if folders.isdisjoint({point.name, f"damaged-{point.name}"})]
+    if not missing or (len(missing) < len(resume) and not (went_back and missing[0] is resume[0])):
+        return
+    there = {name: int(match[1]) for name in folders if (match := _NAME.fullmatch(name))}
+    if len(missing) < len(resume) and max(there.values(), default=0) <= resume[0].step:
+        return
+    shown = ", ".join(sorted(there, key=lambda name: there[name], reverse=True)) or "none"
+    raise InvalidJob(
+        f"the checkpoints to go on from are not in {root} any more: {resume[0].name} is missing (there: {shown}); put "
+        "them back and `trackside retry` the job, or start over with `trackside retry --fresh`"
+    )
 
 
 def verified(checkpoint: Checkpoint, digest: str | None = None) -> dict[str, Any]:
