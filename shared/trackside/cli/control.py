@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from trackside.cli.context import find_job, find_jobs, store_of, who
+from trackside.cli.context import find_job, find_jobs, settings_of, store_of, who
 from trackside.cli.parse import duration_s, stall_limit_s
 from trackside.cli.render import plain, print_json, record, say
 from trackside.errors import BusUnavailable, InvalidJob
@@ -144,8 +144,12 @@ def resume(
 
     --json: {"jobs": [record]}.
     """
+    from trackside.cli import resumable
+
     store = store_of(ctx)
-    _print([store.resume(find_job(store, job).id, checkpoint)], as_json=as_json)
+    found = find_job(store, job)
+    resumable.check(settings_of(ctx), found, checkpoint)
+    _print([store.resume(found.id, checkpoint)], as_json=as_json)
 
 
 def retry(
