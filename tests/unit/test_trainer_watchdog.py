@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from trackside import processes
 from trackside.config import Settings
 from trackside.sdk.page import ControlPage, Phase
 from trackside.testing import wait_until
@@ -103,3 +104,23 @@ def test_a_stopped_process_is_known_as_one(watched: Watched) -> None:
     hung = wait_until(watched.look, 5, "no verdict")
     assert hung is not None
     assert hung.evidence[0] == "the process was stopped by a signal (SIGSTOP)"
+    assert hung.detail.endswith("; the process was stopped by a signal (SIGSTOP)"), "nothing in the script is behind it"
+
+
+@pytest.mark.parametrize("watched", ["answers"], indirect=True)
+def test_a_process_that_a_signal_has_stopped_is_told_of_once_long_before_any_limit(watched: Watched) -> None:
+    watched.page.phase = Phase.STARTING  # after its loop: nothing is a hang
+    watched.process.send_signal(signal.SIGSTOP)
+
+    def told() -> bool:
+        assert watched.look() is None
+        return bool(watched.notes)
+
+    wait_until(told, 10, "nobody said that it is stopped")
+    pid = watched.process.pid
+    says = f"the process is stopped by a signal (SIGSTOP): `kill -CONT {pid}` on its host lets it go on"
+    assert watched.notes == [says]
+    watched.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: (found := processes.look(pid)) is not None and found.state != "T", 5, "it is still stopped")
+    assert watched.look() is None
+    assert watched.notes == [says]

@@ -24,6 +24,8 @@ from trackside_trainer.evidence import program_frames
 from trackside_trainer.progress import SAVING_CLOCK, Limits, Progress, Seen, Slowdown, Stall
 
 _DUMP_WAIT_S: Final = 2.0
+_HELD_S: Final = 2.0  # stopped for so long it is told; whoever throttles by signals stops it for much less
+_HELD_LOOK_S: Final = 0.25
 _DUMP_MAX_CHARS: Final = 6_000
 _SLOW_S: Final = 5.0
 _DOUBLED_MAX: Final = 10
@@ -81,10 +83,15 @@ class Watchdog:
         self._dump_from = self._dump_size = 0
         self._dump_by_s = 0.0
         self._dump_wait_s = max(0.5, _DUMP_WAIT_S / settings.scale)
+        self._held_s = max(0.5, _HELD_S / settings.scale)
+        self._held_since_s: float | None = None
+        self._held_look_s = 0.0
+        self._held_told = False
 
     def look(self, note: Callable[[str], object]) -> Hung | None:
         """Look at the page; remarks go to `note`, and a verdict comes once the stacks are there or overdue."""
         page = self._page
+        self._look_whether_held(note)
         found = self._progress.look(
             Seen(
                 now_s=time.monotonic(),
@@ -106,6 +113,22 @@ class Watchdog:
         elif stall is not None:
             self._begin(stall)
         return None
+
+    def _look_whether_held(self, note: Callable[[str], object]) -> None:
+        """Tell once that a signal or a debugger holds it; a limit that tells the same may be far, or there is none."""
+        now_s = time.monotonic()
+        if self._held_told or now_s < self._held_look_s:
+            return
+        self._held_look_s = now_s + _HELD_LOOK_S
+        found = processes.look(self._pid)
+        if found is None or found.state not in ("T", "t"):
+            self._held_since_s = None
+            return
+        if self._held_since_s is None:
+            self._held_since_s = now_s
+        if now_s - self._held_since_s >= self._held_s:
+            self._held_told = True
+            note(f"the process is {_STATES[found.state]}: `kill -CONT {self._pid}` on its host lets it go on")
 
     def _begin(self, stall: Stall) -> None:
         self._stalled = stall
