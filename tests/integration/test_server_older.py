@@ -163,6 +163,28 @@ def test_an_empty_server_gets_the_curves_of_earlier_attempts_back_from_their_jou
         assert_right(system, [job_id])
 
 
+def test_a_server_that_comes_back_empty_while_a_job_is_paused_costs_its_curve_nothing(
+    fresh_home: Path, script: Path
+) -> None:
+    with system_in(fresh_home) as system:
+        expected = undisturbed(system, script)
+        job_id = system.submit(script, args=("--steps", str(STEPS), *SLOWLY))
+        for number, step in ((1, 60), (2, 120)):
+            system.stepping(job_id, step)
+            system.cli("pause", job_id)
+            wait_until(lambda: system.job(job_id).state is JobState.PAUSED, 20.0, "it does not pause")
+
+            with server_down(system):
+                shutil.rmtree(data(system))
+
+            assert back(system, job_id).attempt == number
+            wait_until(lambda: until_reachable(lambda: rebuilt(system, job_id), limit_s=WAITED_S), 20.0, "no rebuild")
+            system.cli("resume", job_id)
+        assert system.ended(job_id).state is JobState.SUCCEEDED
+        assert system.series(job_id, "loss") == expected
+        assert_right(system, [job_id])
+
+
 def test_an_older_copy_takes_no_number_back(fresh_home: Path, script: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     with system_in(fresh_home) as system:
