@@ -155,9 +155,7 @@ class JobStore(SlotStore):
     ) -> Change:
         """The change that moves a job to `state`; raises IllegalTransition where the state chart has no such move."""
         if not job.state.may_become(state):
-            raise IllegalTransition(
-                f"job {job.id!r} is {job.state} and cannot become {state}", job=job.id, old=job.state, new=state
-            )
+            raise IllegalTransition(_refused(job, state), job=job.id, old=job.state, new=state)
         ended = {"ended_at_ms": now} if state.terminal else {}
         new = replace(job, state=state, changed_at_ms=now, detail=detail, **{"retry_at_ms": None, **ended, **fields})
         data = {name: value for name, value in (inputs or {}).items() if value is not None}
@@ -200,6 +198,30 @@ class JobStore(SlotStore):
             streams.append_event(pipe, event)
         if change.also is not None:
             change.also(pipe)
+
+
+# What a person asks for that leads to a state.
+_ASKED: Final = {
+    JobState.QUEUED: "resumed",
+    JobState.PAUSING: "paused",
+    JobState.PAUSED: "paused",
+    JobState.CANCELLING: "cancelled",
+    JobState.CANCELLED: "cancelled",
+}
+
+
+def _refused(job: Job, state: JobState) -> str:
+    """Why a job cannot come to a state, and what to do instead."""
+    match job.state:
+        case JobState.SUCCEEDED:
+            todo = "its work is done, and `trackside submit` does it again"
+        case JobState.FAILED | JobState.CANCELLED:
+            todo = f"`trackside retry {job.id}` does it again"
+        case JobState.CANCELLING:
+            todo = f"wait for its end, then `trackside retry {job.id}` does it again"
+        case _:
+            todo = f"`trackside why {job.id}` tells what comes next for it"
+    return f"job {job.id!r} is {job.state} and cannot be {_ASKED.get(state, state.value)}: {todo}"
 
 
 def check_not_behind(job: Job, number: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from trackside.models import Beat, Job, JobState, Role, Slot
@@ -26,6 +26,14 @@ def places(jobs: Iterable[Job]) -> dict[str, int]:
 def blocked_by(slot: Slot, beat: Beat | None) -> str | None:
     """What keeps a slot from work, as its agent sees its GPU and its worker its disk; None: nothing."""
     return "; ".join(filter(None, (slot.blocked, None if beat is None else beat.blocked))) or None
+
+
+def unfit(job: Job, kinds: Collection[str]) -> str | None:
+    """That a job in line waits for a kind of slot of which none is there; None: one is, or it takes any."""
+    wanted = job.spec.device
+    if wanted == "any" or wanted in kinds or not is_in_line(job):
+        return None
+    return f"no {wanted.upper()} slot is there"
 
 
 def unled(beats: Mapping[str, Beat | None]) -> str | None:

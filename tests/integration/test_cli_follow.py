@@ -73,7 +73,7 @@ def test_logs_of_one_attempt_and_the_last_lines(world: World) -> None:
     assert world.run("logs", "digits", "--attempt", "1").out.endswith("line 2\n")
     assert world.run("logs", "digits", "--tail", "2").out == "line 2\nagain\n"
     assert world.run("logs", "digits", "--tail", "0").out == ""
-    assert "1 attempts" in world.run("logs", "digits", "--attempt", "9", code=2).err
+    assert "1 attempt:" in world.run("logs", "digits", "--attempt", "9", code=2).err
 
 
 def test_following_ends_when_the_job_has_ended_and_all_is_printed(world: World) -> None:
@@ -237,26 +237,58 @@ def test_cancel_pause_and_resume_change_the_state(world: World) -> None:
     assert world.run("pause", "alpha-1").out.startswith("alpha-1 paused")
     assert world.run("resume", "alpha-1").out.startswith("alpha-1 queued")
     assert world.run("cancel", "alpha-1", "digits").out.splitlines() == [
-        "alpha-1 cancelled (cancelled before it ran again)",
+        "alpha-1 cancelled (cancelled before it ran)",
         "digits-abc123 cancelling (stops at the next step)",
     ]
     assert world.run("cancel", "alpha-1", "--json").json["jobs"][0]["state"] == "cancelled", "again does no harm"
 
 
-def test_nothing_is_cancelled_if_one_of_the_jobs_is_not_there(world: World) -> None:
+def test_all_is_cancelled_that_can_be_and_what_is_not_there_is_told_at_the_end(world: World) -> None:
     world.queued("alpha-1")
+    world.queued("beta-1")
 
-    assert "'nobody'" in world.run("cancel", "alpha-1", "nobody", code=2).err
-    assert world.store.job("alpha-1").state is JobState.QUEUED
+    answer = world.run("cancel", "alpha-1", "nobody", "beta-1", code=2)
+    assert [told.split()[:2] for told in answer.out.splitlines()] == [["alpha-1", "cancelled"], ["beta-1", "cancelled"]]
+    assert answer.err.startswith("trackside: no job 'nobody'")
+    assert [world.store.job(job_id).state for job_id in ("alpha-1", "beta-1")] == [JobState.CANCELLED] * 2
 
 
-def test_what_the_state_does_not_allow_is_exit_code_2(world: World) -> None:
+def test_cancelling_what_has_ended_is_told_and_no_error_and_the_others_are_cancelled(world: World) -> None:
     world.running("good-1", "good")
     world.finish("good-1", JobState.SUCCEEDED)
+    world.failed("bad-1")
+    world.queued("alpha-1")
+    world.queued("beta-1")
 
-    for command in ("cancel", "pause", "resume"):
-        assert world.run(command, "good-1", code=2).err.startswith("trackside: ")
+    assert world.run("cancel", "alpha-1", "good-1", "bad-1", "beta-1").out.splitlines() == [
+        "alpha-1 cancelled (cancelled before it ran)",
+        "good-1 is succeeded already: nothing to cancel",
+        "bad-1 is failed already: nothing to cancel",
+        "beta-1 cancelled (cancelled before it ran)",
+    ]
+    assert world.run("cancel", "alpha-1").out == "alpha-1 is cancelled already: nothing to cancel\n"
+    assert [job["state"] for job in world.run("cancel", "good-1", "--json").json["jobs"]] == ["succeeded"]
     assert world.store.job("good-1").state is JobState.SUCCEEDED
+
+
+def test_what_the_state_does_not_allow_is_exit_code_2_and_says_what_to_do(world: World) -> None:
+    world.running("good-1", "good")
+    world.finish("good-1", JobState.SUCCEEDED)
+    world.failed("bad-1")
+    world.running("going-1")
+    world.store.cancel("going-1")
+
+    said = {
+        ("pause", "good-1"): "cannot be paused: its work is done, and `trackside submit` does it again",
+        ("resume", "good-1"): "cannot be resumed: its work is done, and `trackside submit` does it again",
+        ("pause", "bad-1"): "cannot be paused: `trackside retry bad-1` does it again",
+        ("resume", "bad-1"): "cannot be resumed: `trackside retry bad-1` does it again",
+        ("pause", "going-1"): "cannot be paused: wait for its end, then `trackside retry going-1` does it again",
+    }
+    for (command, job_id), words in said.items():
+        state = world.store.job(job_id).state
+        assert world.run(command, job_id, code=2).err == f"trackside: job {job_id!r} is {state} and {words}\n"
+        assert world.store.job(job_id).state is state
 
 
 def test_the_person_who_asked_is_in_the_history(world: World) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from cli_world import HOSTILE_NAME, SPEC, World, terminal_output
+from cli_world import HOSTILE_NAME, SLOT, SPEC, World, terminal_output
 from trackside.bus import beats, keys, streams
 from trackside.bus.client import now_ms
 from trackside.cli.app import app
 from trackside.codec import encode
-from trackside.models import Batch, Beat, JobState, Role, Slot
+from trackside.models import Batch, Beat, JobState, Outcome, Reason, Role, Slot
 
 
 def test_ls_shows_where_each_job_is_newest_first(world: World) -> None:
@@ -40,7 +40,7 @@ def test_ls_json_has_stable_keys_and_progress_from_the_beat(world: World) -> Non
 
     assert set(row) == {
         "id", "name", "state", "step", "total_steps", "steps_per_s", "last_step_s", "attempt", "slot", "reason",
-        "detail", "place", "created_at_ms", "changed_at_ms", "ended_at_ms", "retry_at_ms", "checkpoint_step",
+        "detail", "place", "unfit", "created_at_ms", "changed_at_ms", "ended_at_ms", "retry_at_ms", "checkpoint_step",
     }  # fmt: skip
     assert (row["step"], row["total_steps"], row["steps_per_s"], row["checkpoint_step"]) == (3, 100, 12.5, 2)
     assert (row["state"], row["attempt"], row["slot"]) == ("running", 1, "box-cpu0")
@@ -207,6 +207,61 @@ def test_ps_shows_beating_silent_and_the_launchers_children(world: World) -> Non
     assert "3/100" in human
 
 
+def test_ps_tells_who_a_silent_process_was_and_since_when(world: World) -> None:
+    for role, name in ((Role.AGENT, "far-1"), (Role.SUPERVISOR, "far-1-77"), (Role.WORKER, "far-1-cpu0")):
+        beat = Beat(role=role, name=name, host="far-1", pid=77, started_at_ms=1, at_ms=1)
+        beats.publish(world.client, beat, 0.001)
+        world.client.zincrby(keys.DEADLINES, -200_000, keys.deadline_member(role, name))
+
+    rows = {row["role"]: row for row in world.run("ps", "--json").json["processes"]}
+    assert {role: (row["name"], row["host"], row["pid"], row["slot"]) for role, row in rows.items()} == {
+        "agent": ("far-1", "far-1", None, None),
+        "supervisor": ("far-1-77", "far-1", 77, None),
+        "worker": ("far-1-cpu0", "far-1", None, "far-1-cpu0"),
+    }
+    assert all(200 <= row["silent_s"] < 260 for row in rows.values())
+    lines = world.run("ps").out.splitlines()[1:]
+    assert len(lines) == 3
+    for told in lines:
+        assert "silent for 3m2" in told
+        assert " far-1 " in told
+
+
+def test_ls_tells_a_job_that_waits_for_a_slot_of_which_none_is_there(world: World) -> None:
+    world.running("digits-abc123")
+    world.store.submit("gpu-1", "waits", replace(SPEC, device="gpu"))
+    world.store.submit("later-cpu", "waits", replace(SPEC, device="cpu"))
+
+    lines = {line.split()[0]: line for line in world.run("ls").out.splitlines()}
+    assert lines["gpu-1"].endswith("waits for a free slot: no GPU slot is there")
+    assert lines["later-cpu"].endswith("waits for a free slot, 2nd in line")
+    rows = {row["id"]: row["unfit"] for row in world.run("ls", "--json").json["jobs"]}
+    assert rows == {"gpu-1": "no GPU slot is there", "later-cpu": None, "digits-abc123": None}
+    assert "no GPU slot is there" in world.run("show", "gpu-1").out
+    assert "no GPU slot is there" in world.run("top", "--once").out
+
+
+def test_ls_names_the_reason_of_an_end_only_where_it_led_to_the_state(world: World) -> None:
+    def told(job_id: str) -> str:
+        (row,) = [row for row in world.run("ls").out.splitlines() if row.startswith(job_id)]
+        return row
+
+    world.running("again-1")
+    world.store.pause("again-1")
+    world.store.end_attempt("again-1", 1, Outcome(reason=Reason.PAUSED))
+    world.finish("again-1", JobState.PAUSED)
+    world.store.cancel("again-1")
+    assert told("again-1").endswith("  cancelled before it ran again")
+
+    world.running("moved-1")
+    world.store.end_attempt("moved-1", 1, Outcome(reason=Reason.PREEMPTED))
+    world.finish("moved-1", JobState.QUEUED, "waits for a free slot")
+    assert "preempted: waits for a free slot" in told("moved-1")
+    world.store.assign("moved-1", SLOT, lambda _pipe, _job: None)
+    world.store.claim("moved-1", 2, worker_pid=5)
+    assert "preempted" not in told("moved-1")
+
+
 def test_who_waits_is_told_its_place_in_line_even_where_the_others_are_not_listed(world: World) -> None:
     world.running("digits-abc123")
     waiting: list[tuple[str, Any]] = [
@@ -335,6 +390,12 @@ def test_a_job_is_found_by_id_by_unique_beginning_and_by_unique_name(world: Worl
         error = world.run("show", text, code=2).err
         assert "alpha-12" in error
         assert "fits 2 jobs" in error
+    world.queued("first-9", "other")
+    assert found("first") == "alpha-1", "a whole name wins over the beginning of an id"
+    world.store.cancel("alpha-12")
+    assert found("second") == "beta-1", "of several with one name, the one that has not ended"
+    world.store.cancel("beta-1")
+    assert "fits 2 jobs" in world.run("show", "second", code=2).err
     assert "trackside ls" in world.run("show", "nothing", code=2).err
     assert world.run("show", "", code=2).err.startswith("trackside: ")
 

@@ -137,7 +137,7 @@ def test_a_submission_that_waits_ends_with_its_job(world: World, project: Path) 
         (["train.py", "--name", "a\x1b[31m"], "printable"),
         (["train.py", "--retries", "-1"], "--retries is -1"),
         (["train.py", "--timeout", "-5"], "--timeout is '-5'"),
-        (["train.py", "--timeout", "0"], "more than 0 seconds"),
+        (["train.py", "--timeout", "0"], "at least 1ms"),
         (["train.py", "--timeout", "soon"], "--timeout is 'soon'"),
         (["train.py", "--stall-limit", "0"], "--stall-limit is '0'"),
         (["train.py", "--stall-limit", "never"], "--stall-limit is 'never'"),
@@ -148,7 +148,10 @@ def test_a_submission_that_waits_ends_with_its_job(world: World, project: Path) 
         (["train.py", "--params-file", "train.py"], "is no JSON"),
         (["train.py", "--params-file", "list.json"], "a JSON object"),
         (["train.py", "--params-file", "large.json"], "TRACKSIDE_PARAMS_MAX_BYTES"),
-        (["train.py", "--device", "tpu"], "'tpu'"),
+        (["train.py", "--device", "tpu"], "--device is 'tpu': give any, cpu or gpu"),
+        (["train.py", "--priority", "urgent"], "--priority is 'urgent': give high, normal or low"),
+        (["train.py", "--retries", "many"], "--retries is 'many': give a whole number"),
+        (["train.py", "--", "arg\udcff"], "is no UTF-8"),
         (["train.py", "--lr", "0.1"], "stand after --"),
     ],
 )
@@ -163,6 +166,7 @@ def test_a_wrong_submission_is_named_and_nothing_is_enqueued(
     result = world.run("submit", *args, code=2)
 
     assert message in result.err
+    assert result.err.count("\n") == 1, "one line"
     assert result.out == ""
     assert world.store.job_ids() == []
     assert world.client.exists(keys.EVENTS) == 0

@@ -34,7 +34,9 @@ def test_durations(text: str, seconds: float) -> None:
     assert parse.duration_s(text, "--timeout") == seconds
 
 
-@pytest.mark.parametrize("text", ["", "m", "-1", "1x", "1h 30", "1h30", "1e3", "nan", "0", "0s", "99999999999"])
+@pytest.mark.parametrize(
+    "text", ["", "m", "-1", "1x", "1h 30", "1h30", "1e3", "nan", "0", "0s", "0.5ms", "0.00000001", "99999999999"]
+)
 def test_wrong_durations_name_the_option(text: str) -> None:
     with pytest.raises(InvalidJob, match="--timeout"):
         parse.duration_s(text, "--timeout")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from trackside.errors import BusUnavailable, InvalidJob, NotFound, ServerError
+from trackside.errors import BusUnavailable, ConfigurationError, InvalidJob, NotFound, ServerError
 
 if TYPE_CHECKING:
     from trackside.bus.client import Client
@@ -33,7 +33,10 @@ def settings_of(ctx: typer.Context) -> Settings:
 
     given = ctx.find_object(Globals) or Globals()
     settings = Settings.from_environ(home=given.home)
-    return replace(settings, home=settings.home.expanduser().absolute())
+    home = settings.home.expanduser().absolute()
+    if home.exists() and not home.is_dir():
+        raise ConfigurationError(f"the home {home} is no folder: give another by --home or TRACKSIDE_HOME")
+    return replace(settings, home=home)
 
 
 def url_of(settings: Settings, user: str, *, tcp: bool = False) -> str:
@@ -78,7 +81,10 @@ def who() -> str:
 
 
 def find_job(store: Store, text: str) -> Job:
-    """The job with this id, or the only one whose id starts with it or whose name it is."""
+    """The job with this id, else of this name, else the only one whose id starts with it.
+
+    Of several with one name, as `retry` makes them, the only one that has not ended is meant.
+    """
     from trackside.bus import keys
     from trackside.ids import JOB_ID
 
@@ -93,9 +99,11 @@ def find_job(store: Store, text: str) -> Job:
             pipe.hget(keys.job(job_id), "name")
         names: list[bytes | None] = pipe.execute()
     wanted = text.encode("utf-8", "surrogateescape")
-    found = [
-        job_id for job_id, name in zip(ids, names, strict=True) if text and (job_id.startswith(text) or name == wanted)
-    ]
+    found = [job_id for job_id, name in zip(ids, names, strict=True) if text and name == wanted]
+    if len(found) > 1:
+        live = set(store.live_job_ids()).intersection(found)
+        found = sorted(live) if len(live) == 1 else found
+    found = found or [job_id for job_id in ids if text and job_id.startswith(text)]
     if not found:
         raise NotFound(f"no job {text!r}: `trackside ls --all` lists the jobs", job=text)
     if len(found) > 1:

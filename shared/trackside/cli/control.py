@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Final
@@ -11,12 +12,13 @@ import typer
 from trackside.cli.context import find_job, find_jobs, settings_of, store_of, who
 from trackside.cli.parse import duration_s, stall_limit_s
 from trackside.cli.render import plain, print_json, record, say
-from trackside.errors import BusUnavailable, InvalidJob
+from trackside.errors import BusUnavailable, IllegalTransition, InvalidJob, NotFound, TracksideError
 
 if TYPE_CHECKING:
     from trackside.models import Job
     from trackside.store import Store
 
+EXIT_REFUSED: Final = 2
 EXIT_TIMEOUT: Final = 124
 _BLOCK_S: Final = 1.0  # a lost event is made good by the look after this
 _OUTAGE_LIMIT_S: Final = 60.0  # a server that is restarted is back long before
@@ -113,12 +115,42 @@ def cancel(
 ) -> None:
     """End jobs: at the next step where they run, else at once.
 
-    Asking again does no harm.
+    Asking again does no harm, nor does a job that has ended. One that is not there keeps no other from being cancelled;
+    exit code 2 then.
 
     --json: {"jobs": [record, ...]}.
     """
     store = store_of(ctx)
-    _print([store.cancel(job.id) for job in find_jobs(store, jobs)], as_json=as_json)
+    done: dict[str, Job] = {}
+    refused: list[TracksideError] = []
+    for text in jobs:
+        try:
+            job, told = _cancelled(store, find_job(store, text))
+        except (NotFound, InvalidJob) as error:
+            refused.append(error)
+            continue
+        if not as_json and job.id not in done:
+            print(plain(told), flush=True)  # at once: the server may be gone before the next
+        done[job.id] = job
+    if as_json:
+        print_json({"jobs": [record(job) for job in done.values()]})
+        sys.stdout.flush()
+    for each in refused:
+        say(f"trackside: {each.message}")
+    if refused:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+def _cancelled(store: Store, job: Job) -> tuple[Job, str]:
+    """Ask for a job's end; its record and what to say. One that has ended stays as it is."""
+    if not job.state.terminal:
+        try:
+            job = store.cancel(job.id)
+        except IllegalTransition:  # it ended since it was looked up
+            job = store.job(job.id)
+        else:
+            return job, f"{job.id} {_state_line(job)}"
+    return job, f"{job.id} is {job.state} already: nothing to cancel"
 
 
 def pause(

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import random
 import secrets
 import shutil
+import signal
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from trackside.cli import parse
+from trackside.cli import parse, render
 from trackside.cli.render import say
 from trackside.cli.services import Slots
 from trackside.errors import ConfigurationError, InvalidJob, TracksideError
 from trackside.slotgrammar import parse_slots
+from trackside.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +57,12 @@ def drill(
     ] = None,
     faults: Annotated[str, typer.Option(metavar="quick|all|F01,F02", help="Which faults.")] = "quick",
     slots: Slots = "auto",
-    seed: Annotated[int | None, typer.Option(help="Of the chance moments; default: a new one, printed.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", parser=parse.whole("--seed"), help="Of the chance moments; default: a new one, printed."
+        ),
+    ] = None,
     limit: Annotated[
         str, typer.Option(metavar="TIME", help="For the undisturbed runs, as 90s or 10m.", show_default=True)
     ] = "5m",
@@ -66,24 +77,22 @@ def drill(
     """
     script, argv, options = _program(words, job)
     parse_slots(slots)
-    if json is not None and not json.absolute().parent.is_dir():
-        raise ConfigurationError(f"--json {json}: there is no such folder; make it first")
+    _check_report(json)
     plan = _Plan(
         faults=_chosen(faults),
         seed=secrets.randbelow(2**31) if seed is None else seed,
         slots=slots,
         limit_s=parse.duration_s(limit, "--limit"),
     )
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    console = render.console(markup=True)
     home = Path(tempfile.mkdtemp(prefix="trackside-drill-"))
     report = Report(seed=plan.seed, command=[str(script), *argv])
     began_s = time.monotonic()
     try:
-        _run(console, home, plan, lambda system: system.submit(script, *argv, options=options), report)
+        with _ended_in_order():
+            _run(console, home, plan, lambda system: system.submit(script, *argv, options=options), report)
         report.over = True
-    except (TracksideError, KeyboardInterrupt) as error:
+    except (TracksideError, KeyboardInterrupt, SystemExit) as error:
         report.error = error.message if isinstance(error, TracksideError) else "interrupted"
         raise
     finally:
@@ -96,6 +105,30 @@ def drill(
             _write_json(json, report)
     console.print(f"Took {report.seconds:.0f} s")
     raise typer.Exit(0 if report.held else EXIT_BROKEN)
+
+
+def _check_report(path: Path | None) -> None:
+    """Raise ConfigurationError where no report can be written: after the drill it would be lost."""
+    if path is None:
+        return
+    if not path.absolute().parent.is_dir():
+        raise ConfigurationError(f"--json {path}: there is no such folder; make it first")
+    if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise ConfigurationError(f"--json {path} cannot be written: give a file of yours")
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """A SIGTERM ends the drill as Ctrl-C does: its system is stopped, and its home is named."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    old = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,7 +204,7 @@ def _run(console: Console, home: Path, plan: _Plan, submit: Callable[[Throwaway]
 
     with throwaway(home, slots=plan.slots, settings=QUICK) as system:
         slots = ", ".join(sorted(slot.id for slot in system.store.slots()))
-        console.print(f"Seed {plan.seed}; {len(plan.faults)} faults; slots: {slots}")
+        console.print(f"Seed {plan.seed}; {counted(len(plan.faults), 'fault')}; slots: {slots}")
         with console.status("The undisturbed runs …"):
             report.base = base = baseline(system, lambda: submit(system), plan.limit_s)
         _tell_baseline(console, base)

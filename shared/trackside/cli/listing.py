@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from trackside.cli.context import newest_attempts, store_of
-from trackside.cli.observe import job_row, live_beats, places, process_rows, slot_rows
+from trackside.cli.observe import job_row, live_beats, places, process_rows, slot_rows, unfit
+from trackside.cli.parse import one_of, whole
 from trackside.cli.render import Column, age, narrow, number, print_json, print_table, progress, say, span
 from trackside.errors import BusUnavailable
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from trackside.store import Store
 
 _RECENT: Final = 20
+_LED_BY_AN_END: Final = frozenset({"queued", "waiting", "failed"})  # to the others, a person or a new attempt
 _PAGE: Final = 500
 Slot = Annotated[str, typer.Argument(metavar="SLOT", help="A slot's id, as `slots` lists them.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
@@ -48,15 +50,21 @@ def add_to(app: typer.Typer) -> None:
 def ls(
     ctx: typer.Context,
     show_all: Annotated[bool, typer.Option("--all", "-a", help="Every job, however old.")] = False,
-    state: Annotated[State | None, typer.Option(help="Only jobs in this state.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most this many.")] = None,
+    state: Annotated[
+        State | None,
+        typer.Option(metavar="STATE", parser=one_of("--state", State), help="Only jobs in this state."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", parser=whole("--limit", 1), help="At most this many.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List jobs: those not yet ended, and the newest 20.
 
     --json: {"now_ms", "jobs": [{"id", "name", "state", "step", "total_steps", "steps_per_s", "last_step_s", "attempt",
-    "slot", "reason", "detail", "place", "created_at_ms", "changed_at_ms", "ended_at_ms", "retry_at_ms",
-    "checkpoint_step"}]}; last_step_s is how long ago the newest step was done, place the job's in line for a slot.
+    "slot", "reason", "detail", "place", "unfit", "created_at_ms", "changed_at_ms", "ended_at_ms", "retry_at_ms",
+    "checkpoint_step"}]}; last_step_s is how long ago the newest step was done, place the job's in line for a slot,
+    unfit says that no slot is of the kind it waits for.
     """
     from trackside.bus.client import now_ms
 
@@ -65,8 +73,11 @@ def ls(
     jobs, more = _select(store, show_all=show_all, state=state, limit=limit)
     beats = live_beats(store)
     attempts = newest_attempts(store, jobs)
-    line_ = places(store, jobs)
-    rows = [job_row(job, beats.get(job.id), attempts.get(job.id), now, line_.get(job.id)) for job in jobs]
+    line_, unfit_ = places(store, jobs), unfit(store, jobs)
+    rows = [
+        job_row(job, beats.get(job.id), attempts.get(job.id), now, line_.get(job.id), unfit_.get(job.id))
+        for job in jobs
+    ]
     if as_json:
         print_json({"now_ms": now, "jobs": rows})
         return
@@ -95,14 +106,15 @@ def ls(
 
 
 def why(row: dict[str, Any], now: int) -> str | None:
-    """Why a job is where it is: the reason of its last attempt where that says more, the detail, the next try."""
+    """Why a job is where it is: why its last attempt ended where that led there, the detail, the next try."""
     from trackside import line
 
     parts = []
-    if row["reason"] and row["reason"] != row["state"]:
+    if row["reason"] and row["state"] in _LED_BY_AN_END and row["reason"] not in (row["state"], "paused"):
         parts.append(row["reason"])
     if row["detail"]:
-        parts.append(row["detail"] + (f", {line.words(row['place'])}" if row["place"] else ""))
+        place = f", {line.words(row['place'])}" if row["place"] else ""
+        parts.append(row["detail"] + (f": {row['unfit']}" if row["unfit"] else place))
     if row["retry_at_ms"] is not None and row["state"] == "waiting":
         parts.append(f"next try in {span(max(0, row['retry_at_ms'] - now) / 1000)}")
     return ": ".join(parts) or None
@@ -140,8 +152,9 @@ def ps(ctx: typer.Context, as_json: Json = False) -> None:
     A narrow terminal gets neither hosts, CPU nor memory.
 
     --json: {"now_ms", "processes": [{"role", "name", "pid", "host", "slot", "job", "attempt", "attempt_pid", "status",
-    "age_s", "step", "total_steps", "steps_per_s", "last_step_s", "cpu_pct", "rss_mib"}]}; status is ok, stopping or
-    silent. Three clocks: the process by its pid, its beat by age_s, its training by last_step_s.
+    "age_s", "silent_s", "step", "total_steps", "steps_per_s", "last_step_s", "cpu_pct", "rss_mib"}]}; status is ok,
+    stopping or silent. Three clocks: the process by its pid, its beat by age_s, its training by last_step_s. silent_s
+    is since when a silent one's beat is overdue.
     """
     store = store_of(ctx)
     now, rows = process_rows(store)
@@ -166,13 +179,17 @@ def ps(ctx: typer.Context, as_json: Json = False) -> None:
         [
             (
                 row["role"], row["pid"], *([row["host"]] if hosts else []), row["slot"],
-                row["job"], row["attempt"], row["status"], span(row["age_s"]),
+                row["job"], row["attempt"], _status(row), span(row["age_s"]),
                 progress(row["step"], row["total_steps"]), span(row["last_step_s"]),
                 *([] if narrow() else [number(row["cpu_pct"]), _whole(row["rss_mib"])]),
             )
             for row in rows
         ],
     )  # fmt: skip
+
+
+def _status(row: dict[str, Any]) -> str:
+    return row["status"] if row["silent_s"] is None else f"silent for {span(row['silent_s'])}"
 
 
 def _refused_writes(store: Store) -> str | None:

@@ -110,7 +110,7 @@ def frame(view: View, *, stale_s: float | None) -> RenderableType:
     parts += [Text(""), _slot_table(view)]
     waiting = [job for job in view.live if job.slot is None]
     if waiting:
-        parts += [Text(""), _waiting_table(waiting, view.now_ms)]
+        parts += [Text(""), _waiting_table(waiting, {row["kind"] for row in view.slots}, view.now_ms)]
     parts.append(Text(""))
     parts += [Text(event_line(event, with_job=True), overflow="fold") for event in reversed(view.events)]
     return Group(*parts)
@@ -134,14 +134,14 @@ def _slot_table(view: View) -> RenderableType:
     return table(columns, rows)
 
 
-def _waiting_table(jobs: list[Job], now_ms: int) -> RenderableType:
+def _waiting_table(jobs: list[Job], kinds: set[str], now_ms: int) -> RenderableType:
     from trackside import line
 
     places = line.places(jobs)
     first = sorted(jobs, key=lambda job: (places.get(job.id, len(jobs) + 1), job.created_at_ms))
     columns = [Column(title="JOB"), Column(title="STATE"), Column(title="SINCE", justify="right"), Column(title="WHY")]
     rows: list[tuple[object, ...]] = [
-        (job.id, job.state.value, age(job.changed_at_ms, now_ms), _waits(job.detail, places.get(job.id)))
+        (job.id, job.state.value, age(job.changed_at_ms, now_ms), _waits(job, kinds, places.get(job.id)))
         for job in first[:_WAITING]
     ]
     if len(first) > _WAITING:
@@ -149,10 +149,11 @@ def _waiting_table(jobs: list[Job], now_ms: int) -> RenderableType:
     return table(columns, rows)
 
 
-def _waits(detail: str | None, place: int | None) -> str:
+def _waits(job: Job, kinds: set[str], place: int | None) -> str:
     from trackside import line
 
-    return plain(", ".join(part for part in (detail, line.words(place) if place else None) if part))
+    where = line.unfit(job, kinds) or (line.words(place) if place else None)
+    return plain(", ".join(part for part in (job.detail, where) if part))
 
 
 def eta_s(step: int | None, total: int | None, steps_per_s: float | None) -> float | None:

@@ -42,13 +42,27 @@ def places(store: Store, known: Iterable[Job]) -> dict[str, int]:
     return line.places([*jobs.values(), *store.jobs(others)])
 
 
+def unfit(store: Store, jobs: Iterable[Job]) -> dict[str, str]:
+    """Of the jobs in line, those that wait for a kind of slot of which none is there, and the words for it."""
+    from trackside import line
+
+    asking = [job for job in jobs if job.spec.device != "any" and line.is_in_line(job)]
+    kinds = {slot.kind for slot in store.slots()} if asking else set()
+    return {job.id: why for job in asking if (why := line.unfit(job, kinds)) is not None}
+
+
 def place_of(store: Store, job: Job) -> int | None:
     """The job's place in line; None if it is in none."""
     return places(store, [job]).get(job.id)
 
 
 def job_row(
-    job: Job, beat: Beat | None, attempt: Attempt | None, now_ms: int, place: int | None = None
+    job: Job,
+    beat: Beat | None,
+    attempt: Attempt | None,
+    now_ms: int,
+    place: int | None = None,
+    unfit: str | None = None,
 ) -> dict[str, Any]:
     """One job as `ls --json` gives it: progress from a live beat, else from how the last attempt ended."""
     step, total, speed, step_age_s = None, None, None, None
@@ -76,6 +90,7 @@ def job_row(
         "reason": None if job.reason is None else job.reason.value,
         "detail": job.detail,
         "place": place,
+        "unfit": unfit,
         "created_at_ms": job.created_at_ms,
         "changed_at_ms": job.changed_at_ms,
         "ended_at_ms": job.ended_at_ms,
@@ -87,20 +102,20 @@ def job_row(
 def process_rows(store: Store) -> tuple[int, list[dict[str, Any]]]:
     """The server's time, and every process: those that beat, those that fell silent, the launcher's children."""
     from trackside.bus import beats
-    from trackside.bus.client import now_ms
 
-    found = beats.read(store.client)
-    now = now_ms(store.client)
+    now, due_ms = beats.deadlines(store.client)
+    found = beats.read(store.client, list(due_ms))
     rows = []
     known = {(beat.host, beat.pid) for beat in found.values() if beat is not None}
     for member, beat in found.items():
-        rows.append(_silent(member) if beat is None else _process(beat, now))
+        rows.append(_silent(member, now - due_ms[member]) if beat is None else _process(beat, now))
         for name, pid in {} if beat is None else beat.children.items():
             if beat is not None and (beat.host, pid) not in known:
-                rows.append({**_silent(f"{name}:"), "pid": pid, "host": beat.host, "status": "ok"})
+                rows.append({**_blank(name), "pid": pid, "host": beat.host, "status": "ok"})
     return now, sorted(rows, key=lambda row: (str(row["host"]), _ORDER.get(row["role"], 9), row["name"] or ""))
 
 
+_NAMED_BY_PID = frozenset({"launcher", "supervisor", "dashboard"})  # <host>-<pid>; an agent by its host alone
 _ORDER = {"launcher": 0, "redis": 1, "supervisor": 2, "dashboard": 3, "agent": 4, "trainer": 4, "worker": 5}
 
 
@@ -116,6 +131,7 @@ def _process(beat: Beat, now: int) -> dict[str, Any]:
         "attempt_pid": beat.attempt_pid,
         "status": "stopping" if beat.stopping else "ok",
         "age_s": max(0, now - beat.at_ms) / 1000,
+        "silent_s": None,
         "step": beat.step,
         "total_steps": beat.total,
         "steps_per_s": beat.steps_per_s,
@@ -125,17 +141,26 @@ def _process(beat: Beat, now: int) -> dict[str, Any]:
     }
 
 
-def _silent(member: str) -> dict[str, Any]:
+def _silent(member: str, since_ms: int) -> dict[str, Any]:
+    """What is known of a process whose beat has run out: its name, which tells its host and pid or slot."""
     role, _, name = member.partition(":")
-    keys = ("pid", "host", "slot", "job", "attempt", "attempt_pid", "status", "age_s", "step", "total_steps",
-            "steps_per_s", "last_step_s", "cpu_pct", "rss_mib")  # fmt: skip
+    host, _, last = name.rpartition("-")
+    has_pid = role in _NAMED_BY_PID and last.isdecimal()
     return {
-        "role": role,
-        "name": name or None,
-        **dict.fromkeys(keys),
+        **_blank(role),
+        "name": name,
+        "pid": int(last) if has_pid else None,
+        "host": name if role == "agent" else host if has_pid or role == "worker" else None,
         "slot": name if role == "worker" else None,
         "status": "silent",
+        "silent_s": max(0, since_ms) / 1000,
     }
+
+
+def _blank(role: str) -> dict[str, Any]:
+    keys = ("name", "pid", "host", "slot", "job", "attempt", "attempt_pid", "status", "age_s", "silent_s", "step",
+            "total_steps", "steps_per_s", "last_step_s", "cpu_pct", "rss_mib")  # fmt: skip
+    return {"role": role, **dict.fromkeys(keys)}
 
 
 def slot_rows(store: Store) -> tuple[int, list[dict[str, Any]]]:

@@ -12,8 +12,10 @@ import typer
 
 from trackside.cli.context import find_job, store_of
 from trackside.cli.control import OneJob
+from trackside.cli.parse import whole
 from trackside.cli.render import block, plain, print_json, print_json_line, record, say, when
 from trackside.errors import BusUnavailable, NotFound
+from trackside.wording import counted
 
 if TYPE_CHECKING:
     from trackside.models import Event
@@ -35,8 +37,12 @@ def logs(
     ctx: typer.Context,
     job: OneJob,
     follow: Follow = False,
-    attempt: Annotated[int | None, typer.Option(min=1, help="Only this attempt's.")] = None,
-    tail: Annotated[int | None, typer.Option(min=0, help="Begin with the last N lines.")] = None,
+    attempt: Annotated[
+        int | None, typer.Option(metavar="N", parser=whole("--attempt", 1), help="Only this attempt's.")
+    ] = None,
+    tail: Annotated[
+        int | None, typer.Option(metavar="N", parser=whole("--tail", 0), help="Begin with the last N lines.")
+    ] = None,
 ) -> None:
     """Print what a job wrote to stdout and stderr.
 
@@ -46,7 +52,10 @@ def logs(
     store = store_of(ctx)
     found = find_job(store, job)
     if attempt is not None and attempt > found.attempt and not follow:
-        raise NotFound(f"job {found.id!r} has {found.attempt} attempts: there is no attempt {attempt}")
+        raise NotFound(
+            f"job {found.id!r} has {counted(found.attempt, 'attempt')}: there is no attempt {attempt}; "
+            f"`trackside show {found.id}` lists them"
+        )
     sink = _Sink()
     cursor = "-" if attempt is None else f"{attempt}-0"
     if tail is not None:
@@ -159,7 +168,9 @@ def events(
     ctx: typer.Context,
     job: Annotated[str | None, typer.Argument(metavar="[JOB]", show_default=False, help="Default: all jobs.")] = None,
     follow: Follow = False,
-    tail: Annotated[int | None, typer.Option(min=0, help="Begin with the last N.")] = None,
+    tail: Annotated[
+        int | None, typer.Option(metavar="N", parser=whole("--tail", 0), help="Begin with the last N.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document; with -f one a line.")] = False,
 ) -> None:
     """Print the history of a job, or of everything.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -46,7 +47,8 @@ def block(value: object) -> str:
 
 def say(message: str) -> None:
     """A hint or warning for people, on stderr."""
-    print(block(message), file=sys.stderr)
+    with suppress(OSError):  # a full disk behind it is no reason to end
+        print(block(message), file=sys.stderr, flush=True)
 
 
 def print_json(document: Any) -> None:
@@ -88,13 +90,13 @@ def record(value: Any) -> Any:
     return value
 
 
-def console() -> Console:
+def console(*, markup: bool = False) -> Console:
     """Where tables go: coloured on a terminal, without colour and without wrapping in a pipe."""
     from rich.console import Console
 
     tty = sys.stdout.isatty()
     return Console(
-        file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=False,
+        file=sys.stdout, highlight=False, markup=markup, emoji=False, soft_wrap=False,
         width=None if tty else _PIPED_WIDTH, no_color=None if tty else True,
     )  # fmt: skip
 

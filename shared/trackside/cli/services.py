@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import suppress
 from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from trackside.cli.context import connect, settings_of, url_of
+from trackside.cli.parse import one_of
 from trackside.cli.render import say
 from trackside.errors import BusError, ConfigurationError, TracksideError
 from trackside.slotgrammar import FORMS, parse_slots
@@ -57,6 +59,11 @@ def up(
 
 
 def _tell_ready(ready: Ready) -> None:
+    with suppress(OSError):  # a stdout that takes nothing is no reason not to serve
+        _print_ready(ready)
+
+
+def _print_ready(ready: Ready) -> None:
     print(f"Trackside runs in {ready.home} on {ready.server}.")
     if ready.dashboard_url is not None:
         print(f"Dashboard: {ready.dashboard_url}")
@@ -135,7 +142,12 @@ def entry(name: str, group: str = _GROUP) -> Any:
 
 def health(
     ctx: typer.Context,
-    role: Annotated[ServiceRole, typer.Argument(help="Which service of this host.")],
+    role: Annotated[
+        ServiceRole,
+        typer.Argument(
+            metavar="|".join(ServiceRole), parser=one_of("the service", ServiceRole), help="Which service of this host."
+        ),
+    ],
 ) -> None:
     """Tell whether a service of this host is well.
 

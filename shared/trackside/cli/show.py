@@ -8,7 +8,7 @@ import typer
 
 from trackside.cli.context import find_job, store_of
 from trackside.cli.control import OneJob
-from trackside.cli.observe import job_row, live_beats, place_of
+from trackside.cli.observe import job_row, live_beats, place_of, unfit
 from trackside.cli.render import (
     Column,
     age,
@@ -58,7 +58,8 @@ def show(
     attempts = store.attempts(found)
     beat = live_beats(store).get(found.id)
     now = now_ms(store.client)
-    row = job_row(found, beat, attempts[-1] if attempts else None, now, place_of(store, found))
+    lacking = unfit(store, [found]).get(found.id)
+    row = job_row(found, beat, attempts[-1] if attempts else None, now, place_of(store, found), lacking)
     metrics = _recent_metrics(store, found.id)
     if as_json:
         print_json(
@@ -158,7 +159,7 @@ def _facts(job: Job, newest: Attempt | None, row: dict[str, Any], now: int) -> N
         ("Name", job.name),
         ("State", f"{job.state} for {age(job.changed_at_ms, now)}"),
         ("Why", "; ".join(filter(None, (job.detail, wording.left_early(newest)))) or None),
-        ("Place", None if row["place"] is None else line.words(row["place"])),
+        ("Place", row["unfit"] or (None if row["place"] is None else line.words(row["place"]))),
         ("Last reason", job.reason),
         ("Next try", retry),
         ("Step", progress(row["step"], row["total_steps"]) if row["step"] is not None else None),

@@ -49,8 +49,12 @@ class SubmitCommand(TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
-            if getattr(error, "option_name", None) and "--" not in given:
-                say("trackside: options of the program itself stand after --, as in: train.py -- --lr 0.1")
+            if type(error).__name__ == "NoSuchOption" and "--" not in given:
+                name = getattr(error, "option_name", "of that name")
+                raise InvalidJob(
+                    f"submit has no option {name}: options of the program itself stand after --, as in: "
+                    "train.py -- --lr 0.1; `trackside submit -h` lists its own"
+                ) from error
             raise
 
 
@@ -75,7 +79,12 @@ def submit(
         list[str] | None, typer.Option("--param", "-p", metavar="K=V", help="A parameter: JSON, else text. Repeatable.")
     ] = None,
     params_file: Annotated[Path | None, typer.Option(help="A JSON object of parameters; --param wins.")] = None,
-    retries: Annotated[int | None, typer.Option(help="Failures made good; default TRACKSIDE_RETRIES.")] = None,
+    retries: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", parser=parse.whole("--retries"), help="Failures made good; default TRACKSIDE_RETRIES."
+        ),
+    ] = None,
     timeout: Annotated[str | None, typer.Option(help="Running time of all attempts: 90, 90s, 15m, 2h.")] = None,
     python: Annotated[Path | None, typer.Option(help="Run it with this interpreter.")] = None,
     attempt_timeout: Annotated[str | None, typer.Option(help="Running time of each attempt: 90, 90s, 15m, 2h.")] = None,
@@ -83,11 +92,25 @@ def submit(
         str | None,
         typer.Option(metavar="TIME|none", help="No step for this long is a hang: 90s, 45m, none; default: learned."),
     ] = None,
-    priority: Annotated[Priority, typer.Option(help="Who goes first when a slot is free.")] = Priority.NORMAL,
+    priority: Annotated[
+        Priority,
+        typer.Option(
+            metavar="|".join(Priority),
+            parser=parse.one_of("--priority", Priority),
+            help="Who goes first when a slot is free.",
+        ),
+    ] = Priority.NORMAL,
     after: Annotated[
         list[str] | None, typer.Option(metavar="JOB", help="Wait until this job has succeeded. Repeatable.")
     ] = None,
-    device: Annotated[Device, typer.Option(help="What it may run on.")] = Device.ANY,
+    device: Annotated[
+        Device,
+        typer.Option(
+            metavar="|".join(Device),
+            parser=parse.one_of("--device", Device),
+            help="What it may run on.",
+        ),
+    ] = Device.ANY,
     job_id: Annotated[
         str | None, typer.Option("--id", metavar="JOB_ID", help="Its id; submitting the same again adds nothing.")
     ] = None,
@@ -173,11 +196,12 @@ def _pack(settings: Settings, found: Found, spec: JobSpec) -> tuple[JobSpec, byt
         say("no folder is sent along: the module must be installed where the job runs")
         return spec, None
     from trackside.snapshots import pack
+    from trackside.wording import counted
 
     home = settings.home.resolve()
     own = [f"/{home.relative_to(found.root)}/"] if found.root in home.parents else []
     snapshot = pack(found.root, max_bytes=settings.snapshot_max_bytes, extra_ignores=own)
-    say(f"sending {snapshot.files} files of {found.root} ({size(len(snapshot.data))} packed)")
+    say(f"sending {counted(snapshot.files, 'file')} of {found.root} ({size(len(snapshot.data))} packed)")
     return replace(spec, snapshot=snapshot.sha256), snapshot.data
 
 
@@ -200,7 +224,11 @@ def _follow(settings: Settings, job: Job, *, as_json: bool) -> int:
 
     if not as_json:
         print(job.id, flush=True)
-    return follow(open_store(settings), [job.id], limit_s=None, as_json=as_json)
+    try:
+        return follow(open_store(settings), [job.id], limit_s=None, as_json=as_json)
+    except KeyboardInterrupt:
+        say(f"{job.id} is not stopped by this: `trackside wait {job.id}` waits on, `trackside cancel {job.id}` ends it")
+        raise
 
 
 def _tell(job: Job, *, as_json: bool) -> None:
