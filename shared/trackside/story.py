@@ -344,7 +344,8 @@ def _obstacle(job: Job, slot: Slot, breaker: Breaker | None, beats: Mapping[str,
         return "is stopping"
     if beat.job is not None:
         return f"is busy with {beat.job}"
-    return f"is free: {line.unled(beats) or 'the supervisor gives it out'}"
+    unled = line.unled(beats)
+    return "is free: the supervisor gives it out" if unled is None else f"is free, but {unled}"
 
 
 def _rest(breaker: Breaker, now_ms: int) -> str:

@@ -11,7 +11,7 @@ from cli_world import SLOT, SPEC, World
 from trackside.bus import beats
 from trackside.jobstore import Change
 from trackside.line import FREE_SLOT
-from trackside.models import Beat, Breaker, BreakerState, JobState, Outcome, Reason, Role
+from trackside.models import Beat, Breaker, BreakerState, EventKind, JobState, Outcome, Reason, Role
 
 
 @pytest.fixture
@@ -173,3 +173,14 @@ def test_show_has_the_stacks_of_a_hang_after_a_later_attempt_has_succeeded(world
     world.finish("j", JobState.SUCCEEDED)
     assert "Evidence of attempt 1\nthe process was sleeping\nstacks:\n  train.py" in world.run("show", "j").out
     assert "`trackside logs j --attempt 1`" in world.run("why", "j").out
+
+
+def test_show_has_the_newest_warning_of_an_attempt_that_runs(world: World) -> None:
+    world.running("j")
+    for text in ("steps have become slow", "the process is stopped by a signal (SIGSTOP)"):
+        world.store.note_attempt("j", 1, EventKind.NOTE, "note", level="warning", text=text)
+    shown = world.run("show", "j").out
+    assert "ago: the process is stopped by a signal (SIGSTOP)" in shown
+    assert "steps have become slow" not in shown
+    world.store.end_attempt("j", 1, Outcome(reason=Reason.SUCCEEDED))
+    assert "Warning:" not in world.run("show", "j").out

@@ -228,7 +228,7 @@ def test_a_hang_tells_what_the_process_was_doing_and_where_its_stacks_are_whatev
 
 def test_nothing_is_said_to_be_given_out_or_decided_where_nobody_leads() -> None:
     unled = "no supervisor is heard: nothing is given out; see `trackside ps`"
-    assert obstacles(JOB, [SLOT], {}, {"worker:h-cpu0": BEAT}, 0) == [f"h-cpu0 is free: {unled}"]
+    assert obstacles(JOB, [SLOT], {}, {"worker:h-cpu0": BEAT}, 0) == [f"h-cpu0 is free, but {unled}"]
     leader = replace(BEAT, role=Role.SUPERVISOR, leader=True)
     led = {"worker:h-cpu0": BEAT, "supervisor:h-1": leader}
     assert obstacles(JOB, [SLOT], {}, led, 0) == ["h-cpu0 is free: the supervisor gives it out"]

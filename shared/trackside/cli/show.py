@@ -73,9 +73,8 @@ def show(
         )
         return
     _facts(found, attempts[-1] if attempts else None, row, now)
-    refused = _pause_refused(store, found, now)
-    if refused is not None:
-        print(f"{'No pause:':<13}{plain(refused)}")
+    for title, text in _told(store, found, now):
+        print(f"{title + ':':<13}{plain(text)}")
     if attempts:
         print("\nAttempts")
         _attempts(attempts, now)
@@ -96,19 +95,27 @@ def show(
         _failure(attempt)
 
 
-def _pause_refused(store: Store, job: Job, now: int) -> str | None:
-    """Why the newest pause that was asked for was refused, which the record says only until its next change."""
+def _told(store: Store, job: Job, now: int) -> list[tuple[str, str]]:
+    """What only the history tells: why the newest pause was refused, and what the running attempt was warned of last.
+
+    The record says the former until its next change.
+    """
     from trackside.bus import streams
 
-    told = None
+    refused = warned = None
     for _, event in streams.history(store.client, job.id):
         if event.cause == "pause refused":
-            told = event
+            refused = event
         elif event.cause in ("pause requested", "paused"):
-            told = None
-    if told is None or told.data.get("detail") in (None, job.detail):
-        return None
-    return f"refused {age(told.at_ms, now)} ago: {told.data['detail']}"
+            refused = None
+        elif event.data.get("level") == "warning" and event.attempt == job.attempt:
+            warned = event
+    lines = []
+    if refused is not None and refused.data.get("detail") not in (None, job.detail):
+        lines.append(("No pause", f"refused {age(refused.at_ms, now)} ago: {refused.data['detail']}"))
+    if warned is not None and job.slot is not None:
+        lines.append(("Warning", f"{age(warned.at_ms, now)} ago: {warned.data.get('text')}"))
+    return lines
 
 
 def last_metrics(store: Store, job_id: str) -> dict[str, dict[str, Any]]:
