@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,7 @@ def drill(*words: str, timeout_s: float = 170.0) -> subprocess.CompletedProcess[
     command = [sys.executable, "-m", "trackside", "drill", *words]
     # A drill that finds something leaves its home for looking around; sockets in it need a short path.
     with tempfile.TemporaryDirectory(prefix="ts-", ignore_cleanup_errors=True) as folder:
-        env = {**os.environ, "COLUMNS": "120", "TMPDIR": folder}
+        env = {**os.environ, "COLUMNS": "40", "TMPDIR": folder}
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=env)
 
 
@@ -52,6 +53,8 @@ def test_a_killed_training_is_drilled_and_its_cost_told(tmp_path: Path) -> None:
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "Seed 3" in answer.stdout
     assert "training killed" in answer.stdout
+    assert [*COLUMNS] in [re.split(r"  +", line.strip()) for line in answer.stdout.splitlines()], "as wide as it needs"
+    assert "; 1 fault; " in answer.stdout
     found = json.loads(report.read_text())
     (fault,) = found["faults"]
     assert (found["seed"], found["held"], found["error"]) == (3, True, None)
