@@ -11,6 +11,7 @@ from trackside.errors import IllegalTransition, InvalidJob, NotFound
 from trackside.jobstore import Change, JobStore
 from trackside.line import FREE_SLOT
 from trackside.models import ACTIVE, CheckpointRef, Event, EventKind, Job, JobSpec, JobState
+from trackside.wording import became
 
 
 class JobControl(JobStore):
@@ -67,7 +68,8 @@ class JobControl(JobStore):
                 raise IllegalTransition(f"job {job_id!r} has {job.state} already: nothing to cancel", state=job.state)
             running = _runs(job)
             new = JobState.CANCELLING if running else JobState.CANCELLED
-            detail = "stops at the next step" if running else "cancelled before it ran again"
+            waited = "cancelled before it ran again" if job.attempt else "cancelled before it ran"
+            detail = "stops at the next step" if running else waited
             return self.moved(job, new, now, cause="cancel requested", detail=detail)
 
         return self.change(job_id, decide)
@@ -142,8 +144,8 @@ class JobControl(JobStore):
         for parent in self.jobs(old.spec.after):
             if parent.state in (JobState.FAILED, JobState.CANCELLED):
                 raise InvalidJob(
-                    f"job {job_id!r} waits for {parent.id!r}, which {parent.state}: retry that one, then submit this "
-                    "one again with --after the new id",
+                    f"job {job_id!r} waits for {parent.id!r}, which {became(parent.state)}: retry that one, then "
+                    "submit this one again with --after the new id",
                     job=job_id,
                 )
         limit_s = old.spec.stall_limit_s if stall_limit_s is None else stall_limit_s

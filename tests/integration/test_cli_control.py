@@ -136,6 +136,11 @@ def test_why_advises_for_a_job_that_failed_with_its_parent_what_the_command_line
     assert "retry p`, then submit this one again with --after" in world.run("why", "c").out
     world.run("retry", "c", code=2)
     world.run("retry", "p")
+    world.queued("q")
+    world.store.submit("d", "d", replace(SPEC, after=("q",)))
+    world.run("cancel", "q", "d")
+    assert "waits for 'q', which was cancelled: retry that one" in world.run("retry", "d", code=2).err
+    assert "q, which it was to run after, was cancelled: `trackside retry q`" in world.run("why", "d").out
 
 
 def test_why_and_show_keep_why_a_pause_was_refused_after_the_job_has_moved_on(world: World) -> None:
@@ -184,3 +189,13 @@ def test_show_has_the_newest_warning_of_an_attempt_that_runs(world: World) -> No
     assert "steps have become slow" not in shown
     world.store.end_attempt("j", 1, Outcome(reason=Reason.SUCCEEDED))
     assert "Warning:" not in world.run("show", "j").out
+
+
+def test_ls_says_that_nobody_leads_to_whoever_has_a_job_that_waits(world: World) -> None:
+    world.running("busy")
+    assert "no supervisor" not in world.run("ls").err, "nothing waits"
+    world.queued("j")
+    assert "no supervisor is heard: nothing is given out; see `trackside ps`" in world.run("ls").err
+    beat = Beat(role=Role.SUPERVISOR, name="box-9", host="box", pid=9, started_at_ms=1, at_ms=1, leader=True)
+    beats.publish(world.client, beat, 600)
+    assert "no supervisor" not in world.run("ls").err

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from trackside.cli.context import newest_attempts, store_of
-from trackside.cli.observe import job_row, live_beats, places, process_rows, slot_rows, unfit
+from trackside.cli.observe import by_job, job_row, places, process_rows, slot_rows, unfit
 from trackside.cli.parse import one_of, whole
 from trackside.cli.render import Column, age, narrow, number, print_json, print_table, progress, say, span
 from trackside.errors import BusUnavailable
@@ -66,16 +66,19 @@ def ls(
     "checkpoint_step"}]}; last_step_s is how long ago the newest step was done, place the job's in line for a slot,
     unfit says that no slot is of the kind it waits for.
     """
+    from trackside.bus import beats
     from trackside.bus.client import now_ms
+    from trackside.line import unled
 
     store = store_of(ctx)
     now = now_ms(store.client)
     jobs, more = _select(store, show_all=show_all, state=state, limit=limit)
-    beats = live_beats(store)
+    heard = beats.read(store.client)
+    workers = by_job(heard)
     attempts = newest_attempts(store, jobs)
     line_, unfit_ = places(store, jobs), unfit(store, jobs)
     rows = [
-        job_row(job, beats.get(job.id), attempts.get(job.id), now, line_.get(job.id), unfit_.get(job.id))
+        job_row(job, workers.get(job.id), attempts.get(job.id), now, line_.get(job.id), unfit_.get(job.id))
         for job in jobs
     ]
     if as_json:
@@ -101,6 +104,9 @@ def ls(
             for row in rows
         ],
     )  # fmt: skip
+    nobody = unled(heard)
+    if nobody is not None and any(row["state"] in ("queued", "waiting") for row in rows):
+        say(nobody)
     if more:
         say(f"{more} older jobs: trackside ls --all")
 
