@@ -232,3 +232,17 @@ def test_what_a_beat_does_not_say_the_hosts_sample_may() -> None:
     tile = queries.tiles(snapshot(JOB, beat=quiet, slot=gpu, samples={"h": measured}), NOW)[0]
     assert (tile.load_pct, tile.memory_mib, tile.temperature_c) == (91.0, 512.0, None)
     assert queries.tiles(snapshot(JOB, beat=quiet), NOW)[0].load_pct is None
+
+
+def test_the_story_says_that_nobody_leads_and_what_to_do_about_a_parent() -> None:
+    queued = replace(JOB, state=JobState.QUEUED, slot=None, attempt=0, detail=None)
+    idle = replace(BEAT, job=None)
+    says = "no supervisor is heard: nothing is given out"
+    alone = snapshot(queued, beat=idle)
+    assert says in life.story(alone, queued, JobView(), NOW)[-1].text
+    assert any(says in each for each in life.kept_off(alone, queued, NOW))
+    parent = replace(JOB, id="p", state=JobState.CANCELLED)
+    child = replace(queued, state=JobState.FAILED, spec=replace(JOB.spec, after=("p",)))
+    told = life.story(snapshot(child, parent), child, JobView(), NOW)[-1].text
+    assert "p, which it was to run after, was cancelled: `trackside retry p`" in told
+    assert "`trackside retry a-1` does it again" in life.story(snapshot(child), child, JobView(), NOW)[-1].text
