@@ -229,9 +229,9 @@ def not_judged(results: list[Result]) -> tuple[str, ...]:
 
 
 def _tell_baseline(console: Console, base: Baseline) -> None:
-    every = "no checkpoint" if base.interval is None else f"a checkpoint every {base.interval} steps"
+    every = "no checkpoint" if base.interval is None else f"a checkpoint every {counted(base.interval, 'step')}"
     hang = f"; no step for {base.hang_s:.1f} s is a hang" if base.last_step else ""
-    console.print(f"Undisturbed: {base.last_step} steps, {every}, {base.seconds:.1f} s{hang}")
+    console.print(f"Undisturbed: {counted(base.last_step, 'step')}, {every}, {base.seconds:.1f} s{hang}")
     if base.last_step == 0:
         say("trackside: the script counts no steps by run.steps(), so faults strike by the clock, and redo is unknown")
     if base.differing:

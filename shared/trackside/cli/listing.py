@@ -12,6 +12,7 @@ from trackside.cli.observe import by_job, job_row, places, process_rows, slot_ro
 from trackside.cli.parse import one_of, whole
 from trackside.cli.render import Column, age, narrow, number, print_json, print_table, progress, say, span
 from trackside.errors import BusUnavailable
+from trackside.wording import counted
 
 if TYPE_CHECKING:
     from trackside.models import Job
@@ -108,7 +109,7 @@ def ls(
     if nobody is not None and any(row["state"] in ("queued", "waiting") for row in rows):
         say(nobody)
     if more:
-        say(f"{more} older jobs: trackside ls --all")
+        say(f"{counted(more, 'older job')}: trackside ls --all")
 
 
 def why(row: dict[str, Any], now: int) -> str | None:

@@ -21,6 +21,7 @@ from trackside.models import Beat, EventKind, Job, JobState, Role
 from trackside.oracle import Cost, Expected, JobHistory, Rules, Value, Violation
 from trackside.processes import look
 from trackside.testing import wait_until
+from trackside.wording import counted
 
 _HEAL_LIMIT_S: Final = 60.0
 _RUN_FACTOR: Final = 4.0  # times the undisturbed run, and a minute, until a disturbed one must have ended
@@ -54,7 +55,8 @@ class Baseline:
             case Need.STEPS if self.last_step == 0:
                 return "it counts no steps"
             case Need.CHECKPOINTS if self.saves < _SAVES_MIN:
-                return f"{self.saves} checkpoints, {_SAVES_MIN} are needed" if self.saves else "it saves no checkpoint"
+                saved = f"{counted(self.saves, 'checkpoint')}, {_SAVES_MIN} are needed"
+                return saved if self.saves else "it saves no checkpoint"
             case Need.LARGE_CHECKPOINTS if distress.room_bytes(self.checkpoint_bytes) <= self.own_bytes:
                 return "its checkpoints are not the largest files that it writes"
             case Need.SLOTS if slots < _TWO:
@@ -96,8 +98,8 @@ def baseline(system: Throwaway, submit: Callable[[], str], limit_s: float = 300.
             raise ServerError(said) from error
         if job.state is not JobState.SUCCEEDED or job.attempt != 1:
             raise ServerError(
-                f"the undisturbed run ended {job.state} after {job.attempt} attempts ({job.detail}): mend the script "
-                "first; its output is in the drill's home, under jobs"
+                f"the undisturbed run ended {job.state} after {counted(job.attempt, 'attempt')} ({job.detail}): mend "
+                "the script first; its output is in the drill's home, under jobs"
             )
     history = witness.read(system.store, job_ids, home=system.home, rules=rules(system))
     violations = oracle.check(history)
