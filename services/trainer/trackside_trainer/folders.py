@@ -76,7 +76,7 @@ def newest_attempt(data: Path, job_id: str) -> int:
 def prepare(folders: Folders, store: Store, job: Job, slot: Slot, *, journal_max_bytes: int) -> AttemptContext:
     """Make the folders, unpack what was submitted and write the context.
 
-    Raises InvalidJob or NotFound for a snapshot or checkpoints that cannot be had, OSError for a disk that takes nothing.
+    Raises InvalidJob or NotFound for a snapshot or checkpoints that cannot be had, OSError where the disk fails.
     """
     archive = _snapshot(folders.data, store, job.spec.snapshot) if job.spec.snapshot is not None else None
     if folders.root.exists():  # a try that was cut short, or a number that a restored server gave out again
