@@ -20,6 +20,7 @@ import pytest
 
 import power_cut
 from power_cut import Entry, Recorder, Synced
+from trackside.errors import InvalidJob
 from trackside.sdk.checkpointer import Checkpointer
 from trackside.sdk.checkpoints import CheckpointStore
 from trackside.sdk.context import ResumePoint
@@ -138,14 +139,19 @@ def lost(recorded: Recorded, scratch: Path, *, bus: bool, without: Callable[[Syn
             shutil.rmtree(scratch)
             continue
         seen.add(left)
-        found = Checkpointer(
-            store,
-            {"weight": weight},
-            every=1,
-            keep=1,
-            resume=points if bus and points else None,
-            emit=lambda record: None,
-        )
+        try:
+            found = Checkpointer(
+                store,
+                {"weight": weight},
+                every=1,
+                keep=1,
+                resume=points if bus and points else None,
+                emit=lambda record: None,
+            )
+        except InvalidJob:
+            yield f"step {least} was told and nothing that was told is in {tree_names(tree)}"
+            shutil.rmtree(scratch)
+            continue
         if found.step < least:
             yield f"step {least} was told and step {found.step} restored from {tree_names(tree)}"
         if found.step != weight.step:
