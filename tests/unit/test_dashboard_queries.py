@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from makers import SPEC
+from makers import SPEC, a_checkpoint
 from trackside.models import (
     Attempt,
     AttemptState,
@@ -50,6 +50,13 @@ def test_progress_comes_from_the_beat_of_the_same_attempt() -> None:
     at = queries.progress(snapshot(JOB), JOB, NOW)
     assert (at.step, at.total, at.fraction, at.eta_s) == (50, 200, 0.25, 15.0)
     assert at.line == "step 50 / 200 · 25\u00a0% · 15 s left"
+
+
+def test_a_checkpoint_that_is_ahead_of_the_beat_is_progress_of_its_own_attempt_only() -> None:
+    ref = a_checkpoint(step=60, attempt=1)
+    for step, checkpoint in ((60, ref), (50, replace(ref, attempt=0)), (50, replace(ref, job="other"))):
+        job = replace(JOB, checkpoints=(checkpoint,))
+        assert queries.progress(snapshot(job), job, NOW).step == step
 
 
 def test_the_last_step_ages_with_the_beat_that_told_of_it() -> None:

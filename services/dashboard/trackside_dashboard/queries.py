@@ -111,6 +111,9 @@ def progress(snapshot: Snapshot, job: Job, now_ms: int) -> Progress:
     if beat is not None and beat.job == job.id and beat.attempt == job.attempt:
         total = beat.total if beat.total is not None else total
         step = beat.step if beat.step is not None else latest.step
+        if step is not None:  # a checkpoint is told at once, and a beat up to its interval later
+            own = (ref.step for ref in job.checkpoints if ref.job is None and ref.attempt == job.attempt)
+            step = max((step, *own))
         speed = beat.steps_per_s
         eta_s = (total - step) / speed if total and step is not None and speed and math.isfinite(speed) else None
         last_step_s = beat.last_step_s(now_ms)
