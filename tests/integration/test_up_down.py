@@ -27,7 +27,7 @@ def test_one_up_a_home_whose_dashboard_comes_back_and_a_down_that_leaves_nothing
     with running_system(fresh_home, "--slots", "cpu:1", **TIMES, dashboard_port=str(port)) as system:
         assert system.cli("health", "dashboard") == "ok"
         refused = system.command("up", "--slots", "cpu:1")
-        assert refused.returncode == 1
+        assert refused.returncode == 2
         assert f"is in use by process {system.process.pid}: stop that one first" in refused.stderr
         assert refused.stderr.count("\n") == 1, refused.stderr
 
