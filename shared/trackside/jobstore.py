@@ -7,7 +7,7 @@ newer attempt raises Fenced; one that is already done does nothing, so a caller 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
@@ -15,7 +15,7 @@ from trackside.bus import keys, streams
 from trackside.bus.client import Pipeline
 from trackside.codec import decode_fields
 from trackside.errors import BusDenied, Fenced, IllegalTransition, NotFound, ServerBehind
-from trackside.models import Attempt, Breaker, Event, EventKind, Job, JobState
+from trackside.models import Attempt, AttemptState, Breaker, Event, EventKind, Job, JobState
 from trackside.records import decoded, replace_hash
 from trackside.retry import at_once
 from trackside.slotstore import SlotStore
@@ -232,6 +232,18 @@ def check_not_behind(job: Job, number: int) -> None:
             "rebuilt from the supervisor's ledger, or restore its data from a backup",
             job=job.id,
         )
+
+
+def check_open(attempt: Attempt) -> None:
+    """Raise Fenced where an attempt is over: nothing more is told of it."""
+    if attempt.state is AttemptState.ENDED:
+        raise Fenced(f"attempt {attempt.number} of {attempt.job!r} has ended already")
+
+
+def with_facts(attempt: Attempt, facts: Mapping[str, Any]) -> Attempt:
+    """With those of the facts that its record has a place for."""
+    known = {name: value for name, value in facts.items() if name in Attempt.__dataclass_fields__}
+    return replace(attempt, **known)
 
 
 def _attempt(job_id: str, number: int, raw: dict[bytes, bytes]) -> Attempt:

@@ -1,42 +1,27 @@
 """Jobs, attempts and slots on the bus: one class for all that reads and changes them, and here the life of an attempt.
 
-The records are written here and below (`jobcontrol.py`, `jobstore.py`, `slotstore.py`), by `restoring.py` where a
-server lost them, and nowhere else; all of them in the one way that `records.py` has.
+The records are written here and below (`checkpointrecords.py`, `jobcontrol.py`, `jobstore.py`, `slotstore.py`), by
+`restoring.py` where a server lost them, and nowhere else; all of them in the one way that `records.py` has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from trackside.bus import streams
 from trackside.bus.client import Pipeline
+from trackside.checkpointrecords import CheckpointRecords
 from trackside.errors import Fenced
-from trackside.jobcontrol import JobControl
-from trackside.jobstore import Change, check_not_behind
+from trackside.jobstore import Change, check_not_behind, check_open, with_facts
 from trackside.line import FREE_SLOT
-from trackside.models import Attempt, AttemptState, CheckpointRef, EventKind, Job, JobState, Outcome, Slot
+from trackside.models import Attempt, AttemptState, EventKind, Job, JobState, Outcome, Slot
 
-__all__ = ["CHECKPOINTS_KEPT", "Change", "Lying", "Store", "check_not_behind"]
-
-CHECKPOINTS_KEPT: Final = 10  # names on the record; the run decides how many directories it keeps
+__all__ = ["Change", "Store", "check_not_behind"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Lying:
-    """What lies in a job's folder of checkpoints, as whoever looked there saw it."""
-
-    storage: str
-    names: Collection[str]
-
-    def gone(self, job: Job) -> list[CheckpointRef]:
-        """Those on the record that were there and are not; what lies elsewhere is not judged."""
-        own = (ref for ref in job.checkpoints if ref.job is None and ref.storage == self.storage)
-        return [ref for ref in own if ref.name not in self.names]
-
-
-class Store(JobControl):
+class Store(CheckpointRecords):
     """Jobs, attempts and slots on the bus. `by` names the writer in the history (role:name)."""
 
     def assign(self, job_id: str, slot: Slot, push: Callable[[Pipeline, Job], None], **facts: Any) -> Job:
@@ -87,92 +72,9 @@ class Store(JobControl):
         """Record facts of a running attempt (pid, resumed_from, total_steps, ...) and tell them as an event."""
 
         def decide(job: Job, attempt: Attempt, now: int) -> Change | None:
-            if attempt.state is AttemptState.ENDED:
-                raise Fenced(f"attempt {number} of {job_id!r} has ended already")
-            known = {name: value for name, value in facts.items() if name in Attempt.__dataclass_fields__}
+            check_open(attempt)
             event = self.job_event(job, kind, now, cause=cause, **facts)
-            return Change(job=job, attempt=replace(attempt, **known), events=(event,))
-
-        return self._change_attempt(job_id, number, decide)
-
-    def note_restored(self, job_id: str, number: int, name: str | None, step: int | None, lying: Lying | None) -> Job:
-        """The attempt goes on from this checkpoint; those that were pruned or removed leave the record."""
-        facts = {"resumed_from": name, "resumed_step": step}
-        return self._note_checkpoints(job_id, number, EventKind.RESTORED, "restored", lying, always=True, **facts)
-
-    def note_pruned(self, job_id: str, number: int, lying: Lying) -> Job:
-        """The attempt's last checkpoint is told: what it has pruned since leaves the record."""
-        return self._note_checkpoints(job_id, number, EventKind.NOTE, "checkpoints pruned", lying, always=False)
-
-    def _note_checkpoints(
-        self, job_id: str, number: int, kind: EventKind, cause: str, lying: Lying | None, *, always: bool, **facts: Any
-    ) -> Job:
-        def decide(job: Job, attempt: Attempt, now: int) -> Change | None:
-            gone = lying.gone(job) if lying is not None else []
-            if len(gone) == len(job.checkpoints):
-                gone = []  # a folder that was moved away: with an empty record the next attempt would start over
-            if not always and (not gone or attempt.state is AttemptState.ENDED):
-                return None
-            if attempt.state is AttemptState.ENDED:
-                raise Fenced(f"attempt {number} of {job_id!r} has ended already")
-            known = {name: value for name, value in facts.items() if name in Attempt.__dataclass_fields__}
-            event = self.job_event(job, kind, now, cause=cause, gone=_names(gone), **facts)
-            return Change(job=_without(job, gone), attempt=replace(attempt, **known), events=(event,))
-
-        return self._change_attempt(job_id, number, decide)
-
-    def note_damaged(
-        self, job_id: str, number: int, name: str, why: str | None, *, adopted: int | None = None, again: bool = False
-    ) -> Job:
-        """A checkpoint could not be used: it leaves the record, so that a newer one is one that can be.
-
-        `adopted` is its step, where it is the copy of one that lies in another job's folder. `again`: it has been told.
-        """
-
-        def decide(job: Job, attempt: Attempt, now: int) -> Change | None:
-            gone = [
-                ref
-                for ref in job.checkpoints
-                if (ref.name == name if ref.job is None else adopted is not None and ref.step == adopted)
-            ]
-            if again and (not gone or attempt.state is AttemptState.ENDED):
-                return None
-            if attempt.state is AttemptState.ENDED:
-                raise Fenced(f"attempt {number} of {job_id!r} has ended already")
-            facts = {"name": name, "why": why, "gone": _names(gone)}
-            event = self.job_event(job, EventKind.NOTE, now, cause="checkpoint damaged", **facts)
-            return Change(job=_without(job, gone), attempt=attempt, events=(event,))
-
-        return self._change_attempt(job_id, number, decide)
-
-    def accept_checkpoint(self, job_id: str, number: int, checkpoint: CheckpointRef, lying: Lying | None = None) -> Job:
-        """Make a written checkpoint the one to resume from; a newer one restores the retry budget.
-
-        Those that are not there any more leave the record; `lying` is None where nobody could look.
-        """
-
-        def decide(job: Job, attempt: Attempt, now: int) -> Change | None:
-            if any(known.name == checkpoint.name and known.job is None for known in job.checkpoints):
-                return None
-            if attempt.state is AttemptState.ENDED:
-                raise Fenced(f"attempt {number} of {job_id!r} has ended already: its checkpoint is not taken")
-            stamped = replace(checkpoint, at_ms=now)
-            gone = lying.gone(job) if lying is not None else []
-            held = _without(job, gone).checkpoints
-            progress = checkpoint.step > (held[0].step if held else 0)
-            kept = tuple(sorted((stamped, *held), key=lambda c: (c.step, c.attempt), reverse=True))
-            if stamped not in kept[:CHECKPOINTS_KEPT]:
-                return None  # told again after the server had lost it, and long replaced
-            new = replace(
-                job,
-                checkpoints=kept[:CHECKPOINTS_KEPT],
-                failures=0 if progress else job.failures,
-                barren=0 if progress else job.barren,
-                host_faults=0 if progress else job.host_faults,
-            )
-            facts: dict[str, Any] = {"name": checkpoint.name, "step": checkpoint.step, "digest": checkpoint.digest}
-            event = self.job_event(job, EventKind.CHECKPOINT, now, gone=_names(gone), **facts)
-            return Change(job=new, attempt=attempt, events=(event,))
+            return Change(job=job, attempt=with_facts(attempt, facts), events=(event,))
 
         return self._change_attempt(job_id, number, decide)
 
@@ -213,11 +115,3 @@ class Store(JobControl):
             return self.moved(job, JobState.RUNNING, now, cause="pause refused", detail=why)
 
         return self._change_attempt(job_id, number, decide)
-
-
-def _without(job: Job, gone: Collection[CheckpointRef]) -> Job:
-    return replace(job, checkpoints=tuple(ref for ref in job.checkpoints if ref not in gone)) if gone else job
-
-
-def _names(refs: Collection[CheckpointRef]) -> list[str] | None:
-    return [ref.name for ref in refs] or None

@@ -14,10 +14,11 @@ import pytest
 from makers import SLOT, a_checkpoint
 from store_world import events_of, moved, push_nothing, started
 from trackside.bus.client import connect
+from trackside.checkpointrecords import CHECKPOINTS_KEPT, OnDisk
 from trackside.errors import InvalidJob
 from trackside.models import EventKind, Job, JobState, Outcome, Reason
 from trackside.sdk.checkpoints import CheckpointStore
-from trackside.store import CHECKPOINTS_KEPT, Change, Lying, Store
+from trackside.store import Change, Store
 from trackside_trainer.folders import Folders, prepare
 from trackside_trainer.shipping import JournalTail
 
@@ -27,8 +28,8 @@ def store(bus_urls: Mapping[str, str]) -> Store:
     return Store(connect(bus_urls["supervisor"]), by="supervisor:test")
 
 
-def lying(*names: str) -> Lying:
-    return Lying(storage=SLOT.storage, names=frozenset(names))
+def seen(*names: str) -> OnDisk:
+    return OnDisk(storage=SLOT.storage, names=frozenset(names))
 
 
 def steps(job: Job) -> list[int]:
@@ -58,10 +59,10 @@ def test_an_accepted_checkpoint_takes_those_off_the_record_that_were_pruned(stor
     started(store)
     elsewhere, inherited = a_checkpoint(3, storage="other"), a_checkpoint(2, 0, job="old")
     brought_to(store, checkpoints=(a_checkpoint(20), a_checkpoint(10), elsewhere, inherited))
-    job = store.accept_checkpoint("j", 1, a_checkpoint(30), lying("step-30-a1", "step-20-a1"))
+    job = store.accept_checkpoint("j", 1, a_checkpoint(30), seen("step-30-a1", "step-20-a1"))
     assert steps(job) == [30, 20, 3, 2]
     assert told(store, EventKind.CHECKPOINT) == [["step-10-a1"]]
-    assert store.accept_checkpoint("j", 1, a_checkpoint(30), lying("step-30-a1", "step-20-a1")) == job
+    assert store.accept_checkpoint("j", 1, a_checkpoint(30), seen("step-30-a1", "step-20-a1")) == job
 
 
 def test_a_damaged_checkpoint_leaves_the_record_and_lower_steps_are_progress_again(store: Store) -> None:
@@ -89,11 +90,11 @@ def test_what_is_gone_when_a_run_goes_on_leaves_the_record_but_never_all_of_it(s
     started(store)
     for step in (10, 20, 30):
         store.accept_checkpoint("j", 1, a_checkpoint(step))
-    job = store.note_restored("j", 1, "step-20-a1", 20, lying("step-20-a1", "step-10-a1"))
+    job = store.note_restored("j", 1, "step-20-a1", 20, seen("step-20-a1", "step-10-a1"))
     assert steps(job) == [20, 10]
     assert store.attempt("j", 1).resumed_step == 20
-    assert steps(store.note_pruned("j", 1, lying("step-20-a1"))) == [20]
-    assert steps(store.note_pruned("j", 1, lying())) == [20], "with an empty record the next attempt would start over"
+    assert steps(store.note_pruned("j", 1, seen("step-20-a1"))) == [20]
+    assert steps(store.note_pruned("j", 1, seen())) == [20], "with an empty record the next attempt would start over"
 
 
 def line(**fields: object) -> bytes:

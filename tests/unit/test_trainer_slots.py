@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from trackside import storage
 from trackside.errors import ConfigurationError
 from trackside.models import Slot
-from trackside_trainer.slotfiles import ProcessLock, TakenAttempt, all_taken, storage_id, taken_path
+from trackside_trainer.slotfiles import ProcessLock, TakenAttempt, all_taken, taken_path
 from trackside_trainer.slots import numbered, parse
 
 GPUS: list[dict[str, Any]] = [
@@ -120,8 +121,8 @@ def test_more_gpus_than_there_are_is_refused() -> None:
 
 
 def test_a_data_folder_keeps_its_identity(tmp_path: Path) -> None:
-    assert storage_id(tmp_path / "a") == storage_id(tmp_path / "a")
-    assert storage_id(tmp_path / "a") != storage_id(tmp_path / "b")
+    assert storage.identity(tmp_path / "a") == storage.identity(tmp_path / "a")
+    assert storage.identity(tmp_path / "a") != storage.identity(tmp_path / "b")
 
 
 def test_a_lock_is_held_once_and_says_by_whom(tmp_path: Path) -> None:

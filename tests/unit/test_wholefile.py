@@ -14,12 +14,12 @@ from structlog.testing import capture_logs
 
 from attempts import context
 from full_disk import full_disk
-from trackside import secretfiles
+from trackside import secretfiles, storage
 from trackside.sdk.page import ControlPage
 from trackside.store import Store
 from trackside.wholefile import left_in, replacing, write_whole
 from trackside_supervisor.ledger import Ledger
-from trackside_trainer import folders, slotfiles, slots, stuck
+from trackside_trainer import folders, slots, stuck
 from trackside_trainer.slotfiles import TakenAttempt
 
 TAKEN = TakenAttempt(slot="s", job="j", attempt=1, attempt_dir="/x", worker_pid=1, worker_started=1)
@@ -50,7 +50,7 @@ PLACES: dict[str, Callable[[Path], Any]] = {
     "who is stuck": lambda folder: stuck.note(folder, "box-cpu0", [os.getpid()]),
     "a snapshot of the host": lambda folder: folders._snapshot(folder, cast(Store, Shelf()), "ab"),
     "a snapshot of the ledger": keep_snapshot,
-    "the data folder's id": slotfiles.storage_id,
+    "the data folder's id": storage.identity,
 }
 
 

@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from trackside import logs
 from trackside.sdk import encode
-from trackside.sdk.checkpoints import MANIFEST, checkpoint_name, sync_directory
-
-_NAME: Final = re.compile(r"step-\d{8,}-a\d+")
+from trackside.sdk.checkpoints import MANIFEST, checkpoint_name, parse_name, sync_directory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +44,7 @@ def adopt(source: Path, folder: Path, *, step: int, digest: str) -> Adopted | No
 
 def _link(source: Path, target: Path, digest: str) -> None:
     raw = (source / MANIFEST).read_bytes()
-    if not _NAME.fullmatch(source.name) or hashlib.sha256(raw).hexdigest() != digest:
+    if parse_name(source.name) is None or hashlib.sha256(raw).hexdigest() != digest:
         raise ValueError(f"{source.name} is not the checkpoint that was recorded")
     manifest = encode.loads(raw)
     aside = target.with_name(f".{target.name}.tmp-{os.getpid()}")

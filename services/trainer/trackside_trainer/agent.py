@@ -23,7 +23,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
-from trackside import logs, processes
+from trackside import logs, processes, storage
 from trackside.bus.client import connect, service_url
 from trackside.config import Settings
 from trackside.errors import AlreadyRunning
@@ -277,9 +277,9 @@ def main(settings: Settings, *, slots: str = "auto") -> int:
     url = service_url(settings)
     lock = _only_agent(settings)
     become_subreaper()
-    storage = slotfiles.storage_id(settings.data_dir)
-    chosen = parse(slots, host=host, storage=storage, find_gpus=lambda: numbered(settings.home, find_gpus()))
-    agent = Agent(settings, chosen, url, host, storage)
+    data_id = storage.identity(settings.data_dir)
+    chosen = parse(slots, host=host, storage=data_id, find_gpus=lambda: numbered(settings.home, find_gpus()))
+    agent = Agent(settings, chosen, url, host, data_id)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, agent.ask_to_stop)
     agent.adopt()

@@ -32,6 +32,7 @@ from trackside.store import Store, check_not_behind
 from trackside_trainer import folders as folders_
 from trackside_trainer import launch, stuck
 from trackside_trainer.asking import Asking, is_over
+from trackside_trainer.behind import Behind
 from trackside_trainer.closing import Closing
 from trackside_trainer.earlier import EarlierCurves
 from trackside_trainer.patience import Patience
@@ -46,10 +47,6 @@ _KILL_TURN_S: Final = 0.25  # of it, in one tick
 _KILL_LIMIT_S: Final = 5.0  # then whoever is left hangs in the kernel, and the slot must go on
 _SHIP_BUDGET_S: Final = 0.03  # of one tick; the rest waits for the next, so that ends and beats are never late
 _NOTES_KEPT: Final = 20
-COMPLAIN_S: Final = 60.0
-BACKUP: Final = (
-    "the supervisor restores the records from its ledger; where it has none, restore the server's data from a backup"
-)
 
 
 class Stage(Enum):
@@ -82,7 +79,8 @@ class AttemptRun:
         self._notes: deque[str] = deque(maxlen=_NOTES_KEPT)  # for the history, once the bus takes them
         self._told_pid = self._disk_failed = False
         self._pid_started: int | None = None  # of a process that the slot's file does not name yet
-        self._silent_until_s = self._complain_at_s = 0.0
+        self._silent_until_s = 0.0
+        self._behind = Behind(self._log)
         self._next_ship_s = self._next_control_s = self._clear_until_s = 0.0
         self._vitals = Vitals()
         self._journal = JournalTail(
@@ -215,16 +213,10 @@ class AttemptRun:
             self._log.warning("attempt_fenced", why=error.message)
             self.stop(Reason.FENCED)
         except (NotFound, ServerBehind) as error:  # training goes on; what is to be told waits, also after its end
-            self._wait_for_records(error.message)
+            self._silent_until_s = time.monotonic() + self._settings.control_poll_s
+            self._behind.tell(error)
         if self._asking.reason is Reason.FENCED and self.stage is Stage.DRAINING:
             self.stage = Stage.DONE
-
-    def _wait_for_records(self, why: str) -> None:
-        now_s = time.monotonic()
-        self._silent_until_s = now_s + self._settings.control_poll_s
-        if now_s >= self._complain_at_s:
-            self._complain_at_s = now_s + COMPLAIN_S
-            self._log.error("server_is_behind", why=why, todo=BACKUP)
 
     def _talk(self, bus: Patience) -> None:
         now_s = time.monotonic()

@@ -18,8 +18,7 @@ from trackside.errors import DecodeError, Fenced, InvalidJob, NotFound, ServerBe
 from trackside.ids import parse_rq_job_id
 from trackside.models import AttemptState, Job, Slot
 from trackside.store import Store
-from trackside_trainer import slotfiles
-from trackside_trainer.attempt import BACKUP
+from trackside_trainer import behind, slotfiles
 from trackside_trainer.folders import newest_attempt
 from trackside_trainer.worker import STRANGE, SlotWorker
 
@@ -130,7 +129,7 @@ class Intake:
         if ran < number or self._store.attempt(job_id, number).state is not AttemptState.ASSIGNED:
             return
         raise ServerBehind(
-            f"the server gives out attempt {number} of {job_id!r}, and attempt {ran} of it has run here: {BACKUP}",
+            f"the server gives out attempt {number} of {job_id!r}, and attempt {ran} of it has run here: {behind.TODO}",
             job=job_id,
         )
 

@@ -16,7 +16,7 @@ from trackside.models import AttemptState, Outcome, Reason
 from trackside.sdk.page import Command, ControlPage
 from trackside.store import Store
 from trackside_trainer import evidence, launch, stuck
-from trackside_trainer.attempt import BACKUP
+from trackside_trainer.behind import Behind
 from trackside_trainer.ending import Exit, end_of_page, judge
 from trackside_trainer.folders import Folders
 from trackside_trainer.patience import Patience
@@ -89,6 +89,7 @@ class Leftover:
             store.client, taken.job, taken.attempt, self._folders.output, settings.output_max_bytes
         )
         self._log = logs.get().bind(job=taken.job, attempt=taken.attempt, slot=taken.slot)
+        self._behind = Behind(self._log)
 
     def kill(self) -> None:
         """End every process of the attempt; its parent's death has ended the first one already."""
@@ -118,8 +119,7 @@ class Leftover:
             self._log.info("leftover_given_up", why=error.message)
             done = bus.call(self._discard) is True
         except (NotFound, ServerBehind) as error:  # the server has lost its record, which comes back
-            if self._silent_until_s == 0.0:
-                self._log.error("server_is_behind", why=error.message, todo=BACKUP)
+            self._behind.tell(error)
             self._silent_until_s = time.monotonic() + _ASK_AGAIN_S
             return False
         return done and self._forget()

@@ -20,15 +20,16 @@ from typing import Any, Final, Protocol
 from trackside.bus import keys, streams
 from trackside.bus.client import Client
 from trackside.bus.streams import Shipped
+from trackside.checkpointrecords import OnDisk
 from trackside.codec import decode, encode
 from trackside.errors import Fenced
 from trackside.models import Batch, CheckpointRef, EventKind
+from trackside.sdk.checkpoints import parse_name
 from trackside.sdk.journal import JournalReader
-from trackside.store import Lying, Store
+from trackside.store import Store
 from trackside_trainer.batches import MAX_BYTES, BatchBuilder, whole
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # a directory beside others, and nothing else
-_ADOPTED: Final = re.compile(r"step-(\d+)-a0")  # another job's, linked into this one's folder
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _PIECE_BYTES: Final = 64 * 1024
 _RECORD_MAX_BYTES: Final = 1024 * 1024
@@ -144,9 +145,9 @@ class JournalTail:
             case "damaged":
                 self._tell_damaged(record, again=again)
             case "end":
-                lying = self._lying()
-                if lying is not None:
-                    store.note_pruned(job, number, lying)
+                on_disk = self._on_disk()
+                if on_disk is not None:
+                    store.note_pruned(job, number, on_disk)
             case _ if again:
                 pass
             case "begin":
@@ -154,7 +155,7 @@ class JournalTail:
                 store.note_attempt(job, number, EventKind.NOTE, "begin", total_steps=total, first_step=first)
             case "restored":
                 name, step = _text(record.get("name")), whole(record.get("s"))
-                store.note_restored(job, number, name, step, self._lying())
+                store.note_restored(job, number, name, step, self._on_disk())
                 if step is not None:
                     self._on_accepted(step)
             case "note":
@@ -177,7 +178,7 @@ class JournalTail:
             storage=self._storage,
             bytes=whole(record.get("bytes")),
         )
-        job = self._store.accept_checkpoint(self._job, self._number, found, self._lying())
+        job = self._store.accept_checkpoint(self._job, self._number, found, self._on_disk())
         # Of the record, since an old line may be told again.
         self._on_accepted(max((ref.step for ref in job.checkpoints if ref.job is None), default=step))
 
@@ -185,17 +186,17 @@ class JournalTail:
         name, why = _text(record.get("name")), _text(record.get("why"))
         if name is None:
             return
-        adopted = _ADOPTED.fullmatch(name)
-        step = int(adopted[1]) if adopted is not None else None
-        self._store.note_damaged(self._job, self._number, name, why, adopted=step, again=again)
+        told = parse_name(name)
+        adopted = told[0] if told is not None and told[1] == 0 else None  # another job's, linked into this one's folder
+        self._store.note_damaged(self._job, self._number, name, why, adopted=adopted, again=again)
 
-    def _lying(self) -> Lying | None:
+    def _on_disk(self) -> OnDisk | None:
         """What is in the folder of checkpoints, None where that cannot be told."""
         try:
             names = frozenset(path.name for path in self._checkpoints.iterdir() if path.is_dir())
         except OSError:
             return None
-        return Lying(storage=self._storage, names=names)
+        return OnDisk(storage=self._storage, names=names)
 
 
 class OutputTail:

@@ -3,7 +3,6 @@
 <home>/run/slots/<slot>.lock    held by its worker for life; its pid and start time inside
 <home>/run/slots/<slot>.json    the attempt that its worker has taken and not yet reported as over
 <home>/run/agent.lock           held by the agent for life; its pid and start time inside
-<data>/storage-id               the identity of this data folder and its checkpoints
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import secrets
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -161,18 +159,3 @@ def own_processes(home: Path) -> dict[str, list[int]]:
 def known_slots(home: Path) -> list[str]:
     """Ids of all slots that ever had a worker in this home."""
     return sorted(path.stem for path in (home / "run" / "slots").glob("*.lock"))
-
-
-def storage_id(data: Path) -> str:
-    """The id of this data folder, made once, also where several hosts share it and start at one time."""
-    path = data / "storage-id"
-    data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not path.exists():
-        made = data / f".storage-id.{secrets.token_hex(8)}"
-        try:
-            made.write_text(secrets.token_hex(8), encoding="ascii")
-            with suppress(FileExistsError):  # a rename would put a second id in the place of the first
-                os.link(made, path)
-        finally:
-            made.unlink(missing_ok=True)
-    return path.read_text(encoding="ascii").strip()

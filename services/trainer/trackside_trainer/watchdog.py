@@ -37,7 +37,8 @@ _STATES: Final = {
     "S": "sleeping",
     "R": "busy",
 }
-_HELD: Final = frozenset("TtD")  # by others: nothing in the script is why it makes no step
+_STOPPED: Final = frozenset("Tt")
+_HELD: Final = _STOPPED | {"D"}  # by others: nothing in the script is why it makes no step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,7 +122,7 @@ class Watchdog:
             return
         self._held_look_s = now_s + _HELD_LOOK_S
         found = processes.look(self._pid)
-        if found is None or found.state not in ("T", "t"):
+        if found is None or found.state not in _STOPPED:
             self._held_since_s = None
             return
         if self._held_since_s is None:

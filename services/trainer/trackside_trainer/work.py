@@ -20,7 +20,8 @@ from trackside.models import Beat, Job, Reason, Role, Slot
 from trackside.sdk import disk
 from trackside.store import Store
 from trackside_trainer import slotfiles
-from trackside_trainer.attempt import BACKUP, COMPLAIN_S, AttemptRun, Stage
+from trackside_trainer.attempt import AttemptRun, Stage
+from trackside_trainer.behind import Behind
 from trackside_trainer.diskgate import DiskGate
 from trackside_trainer.gpulooks import FirstLook
 from trackside_trainer.intake import Intake
@@ -60,9 +61,9 @@ class Work:
         self._agent_seen_s = time.monotonic()
         self._next_agent_look_s = 0.0
         self._next_beat_s = 0.0
-        self._complain_at_s = 0.0
         self._started_at_ms = time.time_ns() // 1_000_000
         self._log = logs.get()
+        self._behind = Behind(self._log)
 
     def ask_to_stop(self, *_: object) -> None:
         """The signal handler: sets a flag, the loop does the rest."""
@@ -198,10 +199,7 @@ class Work:
 
     def _wait_for_records(self, error: NotFound | ServerBehind) -> None:
         """The server has lost records: what would be done without them is done when they are back."""
-        now_s = time.monotonic()
-        if now_s >= self._complain_at_s:
-            self._complain_at_s = now_s + COMPLAIN_S
-            self._log.error("server_is_behind", job=error.facts.get("job"), why=error.message, todo=BACKUP)
+        self._behind.tell(error, job=error.facts.get("job"))
         self._pause(self._settings.control_poll_s)
 
     def _gpu_is_free(self, run: AttemptRun) -> bool:

@@ -19,9 +19,10 @@ def check(settings: Settings, job: Job, checkpoint: str | None) -> None:
     `checkpoint` None is the newest that is there. What lies on another machine's disk, or may not be read, its attempt
     judges.
     """
+    from trackside import storage
     from trackside.models import JobState
 
-    here = _storage(settings.data_dir)
+    here = storage.known(settings.data_dir)
     seen = [ref for ref in job.checkpoints if ref.storage == here]
     if job.state is not JobState.PAUSED or not seen or len(seen) < len(job.checkpoints):
         return
@@ -41,16 +42,11 @@ def check(settings: Settings, job: Job, checkpoint: str | None) -> None:
         )
 
 
-def _storage(data: Path) -> str | None:
-    try:
-        return (data / "storage-id").read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
-        return None
-
-
 def _is_there(data: Path, job: Job, ref: CheckpointRef) -> bool:
+    from trackside.sdk.checkpoints import checkpoint_name
+
     jobs = data / "jobs"
     if ref.job is None:
         return (jobs / job.id / "checkpoints" / ref.name).is_dir()
-    adopted = jobs / job.id / "checkpoints" / f"step-{ref.step:08d}-a0"
+    adopted = jobs / job.id / "checkpoints" / checkpoint_name(ref.step, 0)
     return (jobs / ref.job / "checkpoints" / ref.name).is_dir() or adopted.is_dir()

@@ -90,6 +90,12 @@ def checkpoint_name(step: int, attempt: int) -> str:
     return f"step-{step:08d}-a{attempt}"
 
 
+def parse_name(name: str) -> tuple[int, int] | None:
+    """The step and the attempt that a checkpoint's directory name tells; None for any other name."""
+    match = _NAME.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None
+
+
 class CheckpointStore:
     """The checkpoints of one job, written by one attempt."""
 
@@ -139,9 +145,9 @@ class CheckpointStore:
         """Every checkpoint, newest first: a later attempt comes first, since it knows what became of the earlier."""
         found = []
         for path in self.root.iterdir():
-            match = _NAME.fullmatch(path.name)
-            if match and path.is_dir():
-                found.append(Checkpoint(path=path, step=int(match[1]), attempt=int(match[2])))
+            told = parse_name(path.name)
+            if told and path.is_dir():
+                found.append(Checkpoint(path=path, step=told[0], attempt=told[1]))
         return sorted(found, key=lambda c: (c.attempt, c.step), reverse=True)
 
     def candidates(self, resume: Sequence[ResumePoint] | None) -> Iterator[tuple[Checkpoint, str | None]]:
@@ -275,10 +281,11 @@ def check_to_go_on(root: Path, resume: Sequence[ResumePoint], *, went_back: bool
     """
     folders = {path.name for path in root.iterdir() if path.is_dir()} if root.is_dir() else set()
     missing = [point for point in resume if folders.isdisjoint({point.name, f"damaged-{point.name}"})]
-    if not missing or (len(missing) < len(resume) and not (went_back and missing[0] is resume[0])):
+    if not missing:
         return
-    there = {name: int(match[1]) for name in folders if (match := _NAME.fullmatch(name))}
-    if len(missing) < len(resume) and max(there.values(), default=0) <= resume[0].step:
+    there = {name: told[0] for name in folders if (told := parse_name(name))}
+    chosen_is_gone = went_back and missing[0] is resume[0] and max(there.values(), default=0) > resume[0].step
+    if len(missing) < len(resume) and not chosen_is_gone:
         return
     shown = ", ".join(sorted(there, key=lambda name: there[name], reverse=True)) or "none"
     raise InvalidJob(
