@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,20 @@ def test_ctrl_c_while_a_submission_waits_says_that_the_job_goes_on(world: World,
     assert "run-1 is not stopped by this" in err.splitlines()[-1]
     assert "`trackside cancel run-1`" in err
     assert not world.store.job("run-1").state.terminal
+
+
+def test_ctrl_c_while_a_submission_is_sent_says_that_it_may_be_there(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("print('hi')\n")
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        env = {**os.environ, "TRACKSIDE_REDIS_URL": f"redis://127.0.0.1:{mute.getsockname()[1]}"}
+        command = [sys.executable, "-m", "trackside", "submit", str(tmp_path / "train.py"), "--id", "run-1"]
+        process = subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        mute.settimeout(LIMIT_S)
+        with mute.accept()[0]:  # it is being sent, and will not be answered
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=LIMIT_S)
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[-1].startswith("run-1 may be on the bus: `trackside show run-1` tells")
 
 
 def test_one_file_is_sent_as_one_file(world: World, tmp_path: Path) -> None:

@@ -135,10 +135,15 @@ def submit(
         stall_limit=stall_limit, priority=priority, after=after or [],
     )  # fmt: skip
     spec, data = _pack(settings, found, spec)
-    job = _enqueue(settings, new_id, title, spec, data)
-    if wait:
-        raise typer.Exit(_follow(settings, job, as_json=as_json))
-    _tell(job, as_json=as_json)
+    job = None
+    try:
+        job = _enqueue(settings, new_id, title, spec, data)
+        _tell(job, as_json=as_json, wait=wait)
+        if wait:
+            raise typer.Exit(_follow(settings, job, as_json=as_json))
+    except KeyboardInterrupt:
+        _tell_interrupted(new_id, sent=job is not None)
+        raise
 
 
 def _find(words: list[str], module: str | None, root: Path | None) -> Found:
@@ -222,21 +227,24 @@ def _follow(settings: Settings, job: Job, *, as_json: bool) -> int:
     """Wait for its end; the exit code."""
     from trackside.cli.control import follow
 
+    return follow(open_store(settings), [job.id], limit_s=None, as_json=as_json)
+
+
+def _tell(job: Job, *, as_json: bool, wait: bool) -> None:
+    """The id, or the record where nobody waits: who waits gets the record of the end."""
     if not as_json:
         print(job.id, flush=True)
-    try:
-        return follow(open_store(settings), [job.id], limit_s=None, as_json=as_json)
-    except KeyboardInterrupt:
-        say(f"{job.id} is not stopped by this: `trackside wait {job.id}` waits on, `trackside cancel {job.id}` ends it")
-        raise
-
-
-def _tell(job: Job, *, as_json: bool) -> None:
-    if as_json:
+    elif not wait:
         print_json(record(job))
+    if not wait:
+        say(f"follow it: trackside logs -f {job.id}")
+
+
+def _tell_interrupted(job_id: str, *, sent: bool) -> None:
+    if sent:
+        say(f"{job_id} is not stopped by this: `trackside wait {job_id}` waits on, `trackside cancel {job_id}` ends it")
     else:
-        print(job.id, flush=True)
-    say(f"follow it: trackside logs -f {job.id}")
+        say(f"{job_id} may be on the bus: `trackside show {job_id}` tells, `trackside cancel {job_id}` ends it")
 
 
 def _parents(settings: Settings, texts: list[str]) -> tuple[str, ...]:
