@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trackside.cli import parse, program
-from trackside.cli.app import exit_code
+from trackside.cli.exits import exit_code
 from trackside.cli.live import eta_s
 from trackside.cli.output import event_line
 from trackside.cli.render import Column, block, plain, print_table, span

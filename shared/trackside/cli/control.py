@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from trackside.cli.context import find_job, find_jobs, settings_of, store_of, who
+from trackside.cli.exits import TIMEOUT, USAGE
+from trackside.cli.options import Jobs, OneJob
 from trackside.cli.parse import duration_s, stall_limit_s
 from trackside.cli.render import plain, print_json, record, say
 from trackside.errors import BusUnavailable, IllegalTransition, InvalidJob, NotFound, TracksideError
@@ -18,12 +20,8 @@ if TYPE_CHECKING:
     from trackside.models import Job
     from trackside.store import Store
 
-EXIT_REFUSED: Final = 2
-EXIT_TIMEOUT: Final = 124
 _BLOCK_S: Final = 1.0  # a lost event is made good by the look after this
 _OUTAGE_LIMIT_S: Final = 60.0  # a server that is restarted is back long before
-Jobs = Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids, unique beginnings of ids, or names.")]
-OneJob = Annotated[str, typer.Argument(metavar="JOB", help="Id, unique beginning of an id, or name.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -69,7 +67,7 @@ def follow(store: Store, job_ids: Sequence[str], *, limit_s: float | None, as_js
             )
         except BusUnavailable:
             if deadline_s is not None and time.monotonic() >= deadline_s:
-                return EXIT_TIMEOUT
+                return TIMEOUT
             raise
         for job in now:
             if told.get(job.id) is not job.state:
@@ -86,7 +84,7 @@ def follow(store: Store, job_ids: Sequence[str], *, limit_s: float | None, as_js
         block_s = _BLOCK_S if deadline_s is None else min(_BLOCK_S, deadline_s - time.monotonic())
         if block_s <= 0:
             say("trackside: not all jobs have ended in time; `trackside ls` shows where they are")
-            return EXIT_TIMEOUT
+            return TIMEOUT
         _sleep_until_event(store, cursor, set(job_ids), block_s)
 
 
@@ -138,7 +136,7 @@ def cancel(
     for each in refused:
         say(f"trackside: {each.message}")
     if refused:
-        raise typer.Exit(EXIT_REFUSED)
+        raise typer.Exit(USAGE)
 
 
 def _cancelled(store: Store, job: Job) -> tuple[Job, str]:

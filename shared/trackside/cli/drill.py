@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from trackside.cli import parse, render
+from trackside.cli.exits import FAILED
+from trackside.cli.options import count
 from trackside.cli.render import say
 from trackside.cli.services import Slots
 from trackside.errors import ConfigurationError, InvalidJob, TracksideError
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from trackside.cli.rehearse import Baseline, Result
     from trackside.cli.throwaway import Throwaway
 
-EXIT_BROKEN: Final = 1
 EXAMPLE: Final = ("digits.py", ("--steps", "240", "--step-ms", "8", "--every", "20"))
 COLUMNS: Final = ("fault", "noticed", "stepping again", "redone", "lost", "doubled", "verdict")
 
@@ -59,9 +60,7 @@ def drill(
     slots: Slots = "auto",
     seed: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", parser=parse.whole("--seed"), help="Of the chance moments; default: a new one, printed."
-        ),
+        count("--seed", "Of the chance moments; default: a new one, printed."),
     ] = None,
     limit: Annotated[
         str, typer.Option(metavar="TIME", help="For the undisturbed runs, as 90s or 10m.", show_default=True)
@@ -104,7 +103,7 @@ def drill(
         if json is not None:
             _write_json(json, report)
     console.print(f"Took {report.seconds:.0f} s")
-    raise typer.Exit(0 if report.held else EXIT_BROKEN)
+    raise typer.Exit(0 if report.held else FAILED)
 
 
 def _check_report(path: Path | None) -> None:

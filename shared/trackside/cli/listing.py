@@ -9,7 +9,7 @@ import typer
 
 from trackside.cli.context import newest_attempts, store_of
 from trackside.cli.observe import by_job, job_row, places, process_rows, slot_rows, unfit
-from trackside.cli.parse import one_of, whole
+from trackside.cli.options import choice, count
 from trackside.cli.render import Column, age, narrow, number, print_json, print_table, progress, say, span
 from trackside.errors import BusUnavailable
 from trackside.wording import counted
@@ -53,11 +53,9 @@ def ls(
     show_all: Annotated[bool, typer.Option("--all", "-a", help="Every job, however old.")] = False,
     state: Annotated[
         State | None,
-        typer.Option(metavar="STATE", parser=one_of("--state", State), help="Only jobs in this state."),
+        choice("--state", State, "Only jobs in this state.", metavar="STATE"),
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(metavar="N", parser=whole("--limit", 1), help="At most this many.")
-    ] = None,
+    limit: Annotated[int | None, count("--limit", "At most this many.", least=1)] = None,
     as_json: Json = False,
 ) -> None:
     """List jobs: those not yet ended, and the newest 20.
@@ -75,8 +73,7 @@ def ls(
     now = now_ms(store.client)
     jobs, more = _select(store, show_all=show_all, state=state, limit=limit)
     heard = beats.read(store.client)
-    workers = by_job(heard)
-    attempts = newest_attempts(store, jobs)
+    workers, attempts = by_job(heard), newest_attempts(store, jobs)
     line_, unfit_ = places(store, jobs), unfit(store, jobs)
     rows = [
         job_row(job, workers.get(job.id), attempts.get(job.id), now, line_.get(job.id), unfit_.get(job.id))
@@ -88,7 +85,16 @@ def ls(
     if not rows:
         say("no such jobs; `trackside submit train.py` puts one on the bus" if state is None else f"no {state} jobs")
         return
-    named = not narrow() or any(not _named_by_id(job) for job in jobs)
+    _draw(rows, now, named=not narrow() or not all(map(_named_by_id, rows)))
+    nobody = unled(heard)
+    if nobody is not None and any(row["state"] in ("queued", "waiting") for row in rows):
+        say(nobody)
+    if more:
+        say(f"{counted(more, 'older job')}: trackside ls --all")
+
+
+def _draw(rows: list[dict[str, Any]], now: int, *, named: bool) -> None:
+    """The table of jobs; `named`: with their names."""
     columns = [
         Column(title="ID"), *([Column(title="NAME")] if named else []), Column(title="STATE"),
         Column(title="STEP", justify="right"), Column(title="ATT", justify="right"), Column(title="SLOT"),
@@ -105,11 +111,6 @@ def ls(
             for row in rows
         ],
     )  # fmt: skip
-    nobody = unled(heard)
-    if nobody is not None and any(row["state"] in ("queued", "waiting") for row in rows):
-        say(nobody)
-    if more:
-        say(f"{counted(more, 'older job')}: trackside ls --all")
 
 
 def why(row: dict[str, Any], now: int) -> str | None:
@@ -127,10 +128,10 @@ def why(row: dict[str, Any], now: int) -> str | None:
     return ": ".join(parts) or None
 
 
-def _named_by_id(job: Job) -> bool:
+def _named_by_id(row: dict[str, Any]) -> bool:
     import re
 
-    return job.id.startswith(re.sub(r"[^a-z0-9]+", "-", job.name.lower()).strip("-")[:48] + "-")
+    return bool(row["id"].startswith(re.sub(r"[^a-z0-9]+", "-", row["name"].lower()).strip("-")[:48] + "-"))
 
 
 def _select(store: Store, *, show_all: bool, state: State | None, limit: int | None) -> tuple[list[Job], int]:

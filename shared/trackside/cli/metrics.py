@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trackside.cli.context import find_job, store_of
-from trackside.cli.control import OneJob
+from trackside.cli.options import OneJob
 from trackside.cli.render import Column, number, print_json, print_table, say
 from trackside.errors import InvalidJob
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 import typer
 
 from trackside.cli.context import find_job, store_of
-from trackside.cli.control import OneJob
-from trackside.cli.parse import whole
+from trackside.cli.options import OneJob, count
 from trackside.cli.render import block, plain, print_json, print_json_line, record, say, when
 from trackside.errors import BusUnavailable, NotFound
 from trackside.wording import counted
@@ -37,12 +36,8 @@ def logs(
     ctx: typer.Context,
     job: OneJob,
     follow: Follow = False,
-    attempt: Annotated[
-        int | None, typer.Option(metavar="N", parser=whole("--attempt", 1), help="Only this attempt's.")
-    ] = None,
-    tail: Annotated[
-        int | None, typer.Option(metavar="N", parser=whole("--tail", 0), help="Begin with the last N lines.")
-    ] = None,
+    attempt: Annotated[int | None, count("--attempt", "Only this attempt's.", least=1)] = None,
+    tail: Annotated[int | None, count("--tail", "Begin with the last N lines.", least=0)] = None,
 ) -> None:
     """Print what a job wrote to stdout and stderr.
 
@@ -168,9 +163,7 @@ def events(
     ctx: typer.Context,
     job: Annotated[str | None, typer.Argument(metavar="[JOB]", show_default=False, help="Default: all jobs.")] = None,
     follow: Follow = False,
-    tail: Annotated[
-        int | None, typer.Option(metavar="N", parser=whole("--tail", 0), help="Begin with the last N.")
-    ] = None,
+    tail: Annotated[int | None, count("--tail", "Begin with the last N.", least=0)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document; with -f one a line.")] = False,
 ) -> None:
     """Print the history of a job, or of everything.

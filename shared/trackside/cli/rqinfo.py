@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 import typer
 
 from trackside.cli.context import connect, settings_of, url_of
-from trackside.cli.parse import one_of
+from trackside.cli.options import choice
 from trackside.cli.render import say
 
 # Only the option: older RQ reads job data with pickle, which must never be done with what others wrote.
@@ -72,11 +72,7 @@ def url(
     ctx: typer.Context,
     user: Annotated[
         UrlUser,
-        typer.Option(
-            metavar="|".join(UrlUser),
-            parser=one_of("--user", UrlUser),
-            help="operator reads RQ's keys only, dashboard everything.",
-        ),
+        choice("--user", UrlUser, "operator reads RQ's keys only, dashboard everything."),
     ] = UrlUser.OPERATOR,
     tcp: Annotated[bool, typer.Option("--tcp", help="For programs that cannot use a unix socket.")] = False,
 ) -> None:

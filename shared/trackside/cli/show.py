@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 import typer
 
 from trackside.cli.context import find_job, store_of
-from trackside.cli.control import OneJob
 from trackside.cli.observe import job_row, live_beats, place_of, unfit
+from trackside.cli.options import OneJob
 from trackside.cli.render import (
     Column,
     age,

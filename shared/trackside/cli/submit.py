@@ -13,6 +13,7 @@ from typer.core import TyperCommand
 
 from trackside.cli import parse
 from trackside.cli.context import find_jobs, open_store, settings_of, who
+from trackside.cli.options import choice, count
 from trackside.cli.render import print_json, record, say, size
 from trackside.errors import InvalidJob
 
@@ -81,9 +82,7 @@ def submit(
     params_file: Annotated[Path | None, typer.Option(help="A JSON object of parameters; --param wins.")] = None,
     retries: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", parser=parse.whole("--retries"), help="Failures made good; default TRACKSIDE_RETRIES."
-        ),
+        count("--retries", "Failures made good; default TRACKSIDE_RETRIES."),
     ] = None,
     timeout: Annotated[str | None, typer.Option(help="Running time of all attempts: 90, 90s, 15m, 2h.")] = None,
     python: Annotated[Path | None, typer.Option(help="Run it with this interpreter.")] = None,
@@ -94,22 +93,14 @@ def submit(
     ] = None,
     priority: Annotated[
         Priority,
-        typer.Option(
-            metavar="|".join(Priority),
-            parser=parse.one_of("--priority", Priority),
-            help="Who goes first when a slot is free.",
-        ),
+        choice("--priority", Priority, "Who goes first when a slot is free."),
     ] = Priority.NORMAL,
     after: Annotated[
         list[str] | None, typer.Option(metavar="JOB", help="Wait until this job has succeeded. Repeatable.")
     ] = None,
     device: Annotated[
         Device,
-        typer.Option(
-            metavar="|".join(Device),
-            parser=parse.one_of("--device", Device),
-            help="What it may run on.",
-        ),
+        choice("--device", Device, "What it may run on."),
     ] = Device.ANY,
     job_id: Annotated[
         str | None, typer.Option("--id", metavar="JOB_ID", help="Its id; submitting the same again adds nothing.")

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from trackside.cli.context import find_job, store_of
-from trackside.cli.control import OneJob
 from trackside.cli.observe import place_of
+from trackside.cli.options import OneJob
 from trackside.cli.render import plain, print_json, when
 
 
