@@ -65,6 +65,11 @@ class Attempt:
         )
         return self
 
+    def send(self, number: int) -> None:
+        """Send its process a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
     def end(self) -> tuple[int, str, str]:
         assert self.process is not None
         out, err = self.process.communicate(timeout=LIMIT_S)

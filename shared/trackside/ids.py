@@ -15,8 +15,12 @@ _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"  # no i, l, o, u: ids are 
 def new_job_id(name: str | None = None) -> str:
     """A new job id: the name made plain, and six random characters (30 bits), 64 characters at most."""
     suffix = "".join(secrets.choice(_ALPHABET) for _ in range(6))
-    stem = re.sub(r"[^a-z0-9]+", "-", (name or "job").lower()).strip("-")[:48].strip("-") or "job"
-    return f"{stem}-{suffix}"
+    return f"{stem(name or '')}-{suffix}"
+
+
+def stem(name: str) -> str:
+    """What the id of a job of this name begins with: the name made plain, 48 characters at most."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:48].strip("-") or "job"
 
 
 def check_job_id(value: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,10 +25,17 @@ def store(bus_urls: Mapping[str, str]) -> Store:
     return Store(connect(bus_urls["trainer"]), by="worker:h-cpu0")
 
 
-def in_its_third_attempt(store: Store, bus_urls: Mapping[str, str], data: Path) -> Job:
-    """A job whose metrics stream is gone, with the journals of its first two attempts."""
-    boss = Store(connect(bus_urls["supervisor"]), by="supervisor:test")
-    boss.submit("j", "j", SPEC)
+@pytest.fixture
+def boss(bus_urls: Mapping[str, str]) -> Iterator[Store]:
+    """A store that writes as the supervisor does, and has put a job on the bus."""
+    with connect(bus_urls["supervisor"]) as client:
+        boss = Store(client, by="supervisor:test")
+        boss.submit("j", "j", SPEC)
+        yield boss
+
+
+def in_its_third_attempt(store: Store, boss: Store, data: Path) -> Job:
+    """The job, its metrics stream gone, with the journals of its first two attempts."""
     for number in (1, 2):
         started(store, boss, number, resumed_step=9 if number > 1 else None)
         journal(data, number)
@@ -36,7 +43,6 @@ def in_its_third_attempt(store: Store, bus_urls: Mapping[str, str], data: Path) 
         ended(store, boss, number)
     job = started(store, boss, 3)
     store.client.delete(keys.metrics("j"))
-    boss.client.close()
     return job
 
 
@@ -73,8 +79,8 @@ def numbers(store: Store) -> list[int]:
     return [keys.parse_entry_id(entry)[0] for entry, _ in entries]
 
 
-def test_they_are_written_again(store: Store, bus_urls: Mapping[str, str], tmp_path: Path) -> None:
-    job = in_its_third_attempt(store, bus_urls, tmp_path)
+def test_they_are_written_again(store: Store, boss: Store, tmp_path: Path) -> None:
+    job = in_its_third_attempt(store, boss, tmp_path)
     assert rounds(EarlierCurves(store, job, tmp_path)) > 0
     assert numbers(store) == [1, 1, 2, 2, 3]
 
@@ -89,9 +95,9 @@ def steps(store: Store) -> list[tuple[int, int]]:
     ("opened", "back"), [((1, 2, 3), [(1, 1)]), ((2, 3), [(1, 1), (2, 2)]), ((2,), [(1, 1), (2, 2)])]
 )
 def test_so_they_are_where_a_rebuild_has_opened_the_stream_for_an_attempt_that_had_ended(
-    store: Store, bus_urls: Mapping[str, str], tmp_path: Path, opened: tuple[int, ...], back: list[tuple[int, int]]
+    store: Store, boss: Store, tmp_path: Path, opened: tuple[int, ...], back: list[tuple[int, int]]
 ) -> None:
-    job = in_its_third_attempt(store, bus_urls, tmp_path)
+    job = in_its_third_attempt(store, boss, tmp_path)
     for number in opened:
         store.client.xadd(keys.metrics("j"), {"open": str(number)}, id=keys.entry_id(number, 0))
     assert rounds(EarlierCurves(store, job, tmp_path)) > 0
@@ -102,48 +108,36 @@ def test_so_they_are_where_a_rebuild_has_opened_the_stream_for_an_attempt_that_h
     assert store.client.xrange(keys.metrics("j")) == before
 
 
-def test_a_stream_is_left_as_it_is_whose_first_attempt_told_nothing(
-    store: Store, bus_urls: Mapping[str, str], tmp_path: Path
-) -> None:
-    boss = Store(connect(bus_urls["supervisor"]), by="supervisor:test")
-    boss.submit("j", "j", SPEC)
+def test_a_stream_is_left_as_it_is_whose_first_attempt_told_nothing(store: Store, boss: Store, tmp_path: Path) -> None:
     started(store, boss, 1)
     ended(store, boss, 1)
     job = started(store, boss, 2)
-    boss.client.close()
     assert rounds(EarlierCurves(store, job, tmp_path)) == 0
     assert numbers(store) == [1, 2]
 
 
 def test_where_an_attempt_has_no_steps_that_count_its_journal_is_read_once(
-    store: Store, bus_urls: Mapping[str, str], tmp_path: Path
+    store: Store, boss: Store, tmp_path: Path
 ) -> None:
-    boss = Store(connect(bus_urls["supervisor"]), by="supervisor:test")
-    boss.submit("j", "j", SPEC)
     started(store, boss, 1)
     journal(tmp_path, 1)
     ended(store, boss, 1)
     job = started(store, boss, 2)  # without a checkpoint, so it begins with the first step
-    boss.client.close()
     assert rounds(EarlierCurves(store, job, tmp_path)) > 0
     assert steps(store) == []
     assert rounds(EarlierCurves(store, job, tmp_path)) == 0, "it is read at each connection"
 
 
-def test_whoever_dies_at_it_is_followed_by_the_next_attempt(
-    store: Store, bus_urls: Mapping[str, str], tmp_path: Path
-) -> None:
-    third = in_its_third_attempt(store, bus_urls, tmp_path)
+def test_whoever_dies_at_it_is_followed_by_the_next_attempt(store: Store, boss: Store, tmp_path: Path) -> None:
+    third = in_its_third_attempt(store, boss, tmp_path)
     store.client.xadd(keys.metrics("j"), {"open": "3"}, id="3-0")  # as a rebuild does
     streams.ship_batch(store.client, "j", 3, 50, Batch(steps=(3,), at_ms=(3,), series={"loss": (0.5,)}))
     assert EarlierCurves(store, third, tmp_path).ship(), "it is not in the middle of it"
     assert store.client.exists(keys.metrics_aside("j"))
 
-    boss = Store(connect(bus_urls["supervisor"]), by="supervisor:test")
     ended(store, boss, 3)
     fourth = started(store, boss, 4)
     rounds(EarlierCurves(store, fourth, tmp_path))
-    boss.client.close()
 
     assert numbers(store) == [1, 1, 2, 2, 3, 3, 4]
     assert steps(store) == [(1, 1), (2, 2), (3, 3)]
@@ -151,9 +145,9 @@ def test_whoever_dies_at_it_is_followed_by_the_next_attempt(
 
 
 def test_what_one_that_died_at_it_left_is_removed_also_where_nothing_is_lost(
-    store: Store, bus_urls: Mapping[str, str], tmp_path: Path
+    store: Store, boss: Store, tmp_path: Path
 ) -> None:
-    job = in_its_third_attempt(store, bus_urls, tmp_path)
+    job = in_its_third_attempt(store, boss, tmp_path)
     rounds(EarlierCurves(store, job, tmp_path))
     store.client.xadd(keys.metrics_aside("j"), {"open": "1"}, id="1-0")
     rounds(EarlierCurves(store, job, tmp_path))
@@ -161,11 +155,7 @@ def test_what_one_that_died_at_it_left_is_removed_also_where_nothing_is_lost(
     assert numbers(store) == [1, 1, 2, 2, 3]
 
 
-def test_an_attempt_that_did_no_step_takes_none_from_the_one_before(
-    store: Store, bus_urls: Mapping[str, str], tmp_path: Path
-) -> None:
-    boss = Store(connect(bus_urls["supervisor"]), by="supervisor:test")
-    boss.submit("j", "j", SPEC)
+def test_an_attempt_that_did_no_step_takes_none_from_the_one_before(store: Store, boss: Store, tmp_path: Path) -> None:
     started(store, boss, 1)
     journal(tmp_path, 1)
     at = a_checkpoint(9)
@@ -174,17 +164,14 @@ def test_an_attempt_that_did_no_step_takes_none_from_the_one_before(
     started(store, boss, 2)  # and dies before it has restored anything
     ended(store, boss, 2)
     third = started(store, boss, 3)
-    boss.client.close()
     store.client.delete(keys.metrics("j"))
 
     rounds(EarlierCurves(store, third, tmp_path))
     assert steps(store) == [(1, 1)]
 
 
-def test_on_a_line_that_breaks_again_and_again_they_are_given_up(
-    store: Store, bus_urls: Mapping[str, str], tmp_path: Path
-) -> None:
-    earlier = EarlierCurves(store, in_its_third_attempt(store, bus_urls, tmp_path), tmp_path)
+def test_on_a_line_that_breaks_again_and_again_they_are_given_up(store: Store, boss: Store, tmp_path: Path) -> None:
+    earlier = EarlierCurves(store, in_its_third_attempt(store, boss, tmp_path), tmp_path)
     tries = 0
     while tries < 20 and earlier.ship():
         tries += 1
@@ -195,9 +182,9 @@ def test_on_a_line_that_breaks_again_and_again_they_are_given_up(
 
 
 def test_a_server_that_refuses_them_is_asked_three_times(
-    store: Store, bus_urls: Mapping[str, str], tmp_path: Path
+    store: Store, boss: Store, bus_urls: Mapping[str, str], tmp_path: Path
 ) -> None:
-    earlier = EarlierCurves(store, in_its_third_attempt(store, bus_urls, tmp_path), tmp_path)
+    earlier = EarlierCurves(store, in_its_third_attempt(store, boss, tmp_path), tmp_path)
     with connect(bus_urls["tester"]) as tester:
         tester.execute_command("ACL", "SETUSER", "trainer", "-del")
         try:
@@ -209,10 +196,8 @@ def test_a_server_that_refuses_them_is_asked_three_times(
             tester.execute_command("ACL", "SETUSER", "trainer", "+del")
 
 
-def test_a_journal_that_cannot_be_read_is_in_nobody_s_way(
-    store: Store, bus_urls: Mapping[str, str], tmp_path: Path
-) -> None:
-    job = in_its_third_attempt(store, bus_urls, tmp_path)
+def test_a_journal_that_cannot_be_read_is_in_nobody_s_way(store: Store, boss: Store, tmp_path: Path) -> None:
+    job = in_its_third_attempt(store, boss, tmp_path)
     path = Folders(data=tmp_path, job="j", attempt=2).journal
     path.unlink()
     path.mkdir()
@@ -221,9 +206,9 @@ def test_a_journal_that_cannot_be_read_is_in_nobody_s_way(
 
 
 def test_an_attempt_whose_record_is_missing_is_in_nobody_s_way(
-    store: Store, bus_urls: Mapping[str, str], tmp_path: Path
+    store: Store, boss: Store, bus_urls: Mapping[str, str], tmp_path: Path
 ) -> None:
-    job = in_its_third_attempt(store, bus_urls, tmp_path)
+    job = in_its_third_attempt(store, boss, tmp_path)
     with connect(bus_urls["tester"]) as tester:
         tester.delete(keys.attempt("j", 2))
     assert rounds(EarlierCurves(store, job, tmp_path)) == 0

@@ -64,6 +64,12 @@ def is_paused_without_loss(trainer: Trainer, job: Job, *, after_step: int) -> No
     assert trainer.store.job(job.id).checkpoints[0].step == outcome.last_step, "the pause lost steps"
 
 
+def asked_to_pause(trainer: Trainer, job: Job) -> None:
+    """Pause it and return when its process has been told."""
+    trainer.store.pause(job.id)
+    wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 20, "it was not asked to pause")
+
+
 def refused(trainer: Trainer, job: Job, *words: str) -> None:
     found = wait_until(
         lambda: (now := trainer.store.job(job.id)).state is JobState.RUNNING and now, 10, "the pause was not refused"
@@ -103,8 +109,7 @@ def test_a_run_that_hangs_while_it_is_to_pause_ends_stalled(trainer: Trainer) ->
 def test_a_cancel_does_not_wait_for_what_a_pause_waits_for(trainer: Trainer) -> None:
     job = trainer.assign(trains(within="if step == 5: print('long', flush=True); time.sleep(600)"))
     trainer.says(job, "long")
-    trainer.store.pause(job.id)
-    wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 20, "it was not asked to pause")
+    asked_to_pause(trainer, job)
     trainer.store.cancel(job.id)
     outcome = trainer.ended(job, STALL_S)
     assert (outcome.reason, outcome.signal) == (Reason.CANCELLED, "SIGKILL")
@@ -113,8 +118,7 @@ def test_a_cancel_does_not_wait_for_what_a_pause_waits_for(trainer: Trainer) -> 
 def test_a_pause_that_is_taken_back_changes_nothing(trainer: Trainer) -> None:
     job = trainer.assign(trains(within=LONG_STEP, total=60))
     trainer.says(job, "long")
-    trainer.store.pause(job.id)
-    wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 20, "it was not asked to pause")
+    asked_to_pause(trainer, job)
     assert trainer.store.resume(job.id).state is JobState.RUNNING
     outcome = trainer.ended(job)
     assert (outcome.reason, outcome.last_step) == (Reason.SUCCEEDED, 60)
@@ -124,8 +128,7 @@ def test_a_pause_that_is_taken_back_changes_nothing(trainer: Trainer) -> None:
 def test_a_stranger_who_stops_a_run_after_a_pause_was_taken_back_is_heard(trainer: Trainer) -> None:
     job = trainer.assign(trains(within=LONG_STEP))
     trainer.says(job, "long")
-    trainer.store.pause(job.id)
-    wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 20, "it was not asked to pause")
+    asked_to_pause(trainer, job)
     trainer.store.resume(job.id)
     pid = trainer.running(job, step=8)
     os.kill(pid, signal.SIGTERM)
@@ -184,8 +187,7 @@ def test_a_pause_waits_for_a_run_that_loads(trainer: Trainer, script: str) -> No
 def test_a_pause_that_a_loading_run_is_asked_for_can_be_taken_back(trainer: Trainer) -> None:
     job = trainer.assign(starts(loads=LOADS, total=20))
     trainer.says(job, "loads")
-    trainer.store.pause(job.id)
-    wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 20, "it was not asked to pause")
+    asked_to_pause(trainer, job)
     assert trainer.store.resume(job.id).state is JobState.RUNNING
     outcome = trainer.ended(job)
     assert (outcome.reason, outcome.last_step) == (Reason.SUCCEEDED, 20)
@@ -306,8 +308,7 @@ def test_a_script_that_leaves_at_sigterm_is_paused_at_its_boundary_all_the_same(
 def test_a_script_that_ends_by_itself_before_it_hears_of_its_pause_has_succeeded(trainer: Trainer) -> None:
     job = trainer.assign(trains(within=f"if step == 5: print('long', flush=True); time.sleep({LONG_S}); break"))
     trainer.says(job, "long")
-    trainer.store.pause(job.id)
-    wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 20, "it was not asked to pause")
+    asked_to_pause(trainer, job)
     outcome = trainer.ended(job)
     assert (outcome.reason, outcome.detail, outcome.last_step) == (Reason.SUCCEEDED, "finished", 4)
 
@@ -316,8 +317,7 @@ def test_one_that_is_killed_while_it_is_to_pause_has_not_paused(trainer: Trainer
     job = trainer.assign(trains(within="if step == 5: print('long', flush=True); time.sleep(600)"))
     pid = trainer.running(job, step=4)
     trainer.says(job, "long")
-    trainer.store.pause(job.id)
-    wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 20, "it was not asked to pause")
+    asked_to_pause(trainer, job)
     kill(pid)
     outcome = trainer.ended(job)
     assert (outcome.reason, outcome.signal) == (Reason.KILLED, "SIGKILL")

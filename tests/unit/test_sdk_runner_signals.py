@@ -20,8 +20,7 @@ def test_sigterm_stops_at_the_next_boundary_for_the_reason_on_the_page(attempts:
     )
     wait_until(lambda: attempt.page.completed >= 3, LIMIT_S, "the attempt never made three steps")
     attempt.page.command = Command.CANCEL
-    assert attempt.process is not None
-    attempt.process.send_signal(signal.SIGTERM)
+    attempt.send(signal.SIGTERM)
     assert attempt.end()[0] == 75
     assert attempt.outcome == "cancelled"
     assert attempt.records("end")[0]["s"] == len(attempt.records("m"))
@@ -42,8 +41,7 @@ def test_a_sigterm_that_comes_after_its_wish_was_taken_back_stops_nothing(attemp
     attempt.page.command = Command.PAUSE
     attempt.page.signals()
     attempt.page.command = Command.NONE
-    assert attempt.process is not None
-    attempt.process.send_signal(signal.SIGTERM)
+    attempt.send(signal.SIGTERM)
     (attempts.root / "work" / "go").touch()
     assert attempt.end() == (0, "all\n", "")
 
@@ -56,8 +54,7 @@ def test_a_stranger_s_sigterm_stops_it_whatever_the_page_has_told_of_pauses(
     wait_until(lambda: attempt.page.completed >= 3, LIMIT_S, "the attempt never made three steps")
     for command in commands:
         attempt.page.command = command
-    assert attempt.process is not None
-    attempt.process.send_signal(signal.SIGTERM)
+    attempt.send(signal.SIGTERM)
     (attempts.root / "work" / "go").touch()
     assert attempt.end()[0] == 75
     assert (attempt.outcome, attempt.records("end")[0]["s"]) == ("preempted", 4)
@@ -73,9 +70,8 @@ def test_sigterm_stops_an_unmodified_script_at_once_and_sigint_is_left_to_the_wo
         "    print('swallowed')\n"
     )
     wait_until((attempts.root / "work" / "ready").exists, LIMIT_S, "the script never started")
-    assert attempt.process is not None
-    attempt.process.send_signal(signal.SIGINT)
-    attempt.process.send_signal(signal.SIGTERM)
+    attempt.send(signal.SIGINT)
+    attempt.send(signal.SIGTERM)
     assert attempt.end()[:2] == (75, "")
     assert attempt.outcome == "preempted"
 
@@ -99,8 +95,7 @@ def test_a_hanging_attempt_shows_its_stacks_when_asked(attempts: Attempts) -> No
         "import time, pathlib\ndef stuck():\n    pathlib.Path('ready').touch()\n    time.sleep(60)\nstuck()\n"
     )
     wait_until((attempts.root / "work" / "ready").exists, LIMIT_S, "the script never started")
-    assert attempt.process is not None
-    attempt.process.send_signal(signal.SIGUSR2)
+    attempt.send(signal.SIGUSR2)
     stacks = attempt.context.attempt_dir / "stacks.txt"
     wait_until(lambda: "in stuck" in stacks.read_text(), LIMIT_S, "no stack of the hanging function was written")
 
@@ -116,7 +111,6 @@ def test_a_stop_while_threads_are_joined_is_a_stop(attempts: Attempts) -> None:
         "threading.Thread(target=work).start()\n"
     )
     wait_until((attempts.root / "work" / "joined").exists, LIMIT_S, "the script's thread was never joined")
-    assert attempt.process is not None
-    attempt.process.send_signal(signal.SIGTERM)
+    attempt.send(signal.SIGTERM)
     assert attempt.end()[0] == 75
     assert attempt.outcome == "preempted"

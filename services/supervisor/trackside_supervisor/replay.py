@@ -52,10 +52,7 @@ def _replay_move(event: Event) -> dict[str, Any] | None:
     if event.cause == parents.RULE:
         verdict = parents.replay(data)
         new = JobState.FAILED if verdict.answer == "failed" else JobState.QUEUED
-        words = verdict.detail
-        if data.get("detail") == words.replace("was cancelled", "cancelled"):  # as older histories say it
-            words = data["detail"]
-        return {"new": new, "parent": verdict.parent, "detail": words}
+        return {"new": new, "parent": verdict.parent, "detail": verdict.detail}
     return None
 
 

@@ -12,6 +12,7 @@ from trackside.cli.observe import by_job, job_row, places, process_rows, slot_ro
 from trackside.cli.options import choice, count
 from trackside.cli.render import Column, age, narrow, number, print_json, print_table, progress, say, span
 from trackside.errors import BusUnavailable
+from trackside.ids import stem
 from trackside.wording import counted
 
 if TYPE_CHECKING:
@@ -129,9 +130,7 @@ def why(row: dict[str, Any], now: int) -> str | None:
 
 
 def _named_by_id(row: dict[str, Any]) -> bool:
-    import re
-
-    return bool(row["id"].startswith(re.sub(r"[^a-z0-9]+", "-", row["name"].lower()).strip("-")[:48] + "-"))
+    return str(row["id"]).startswith(stem(row["name"]) + "-")
 
 
 def _select(store: Store, *, show_all: bool, state: State | None, limit: int | None) -> tuple[list[Job], int]:
