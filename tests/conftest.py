@@ -13,10 +13,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from server_harness import TESTER_RULES, emptied, short_home
 from trackside.errors import ServerError
 from trackside.server import EmbeddedServer, ServerBinary, choose_binary
+
+# A moment without the processor is no finding, and what is found can be repeated by whoever reads the output.
+settings.register_profile("trackside", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.load_profile("trackside")
 
 
 def pytest_configure() -> None:

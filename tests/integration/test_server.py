@@ -238,6 +238,12 @@ def test_the_state_file_says_what_runs(own_server: EmbeddedServer) -> None:
     assert json.loads((own_server.home / "run" / "server.json").read_text())["pid"] is None
 
 
+def listens(at: Path) -> bool:
+    """Whether a server takes connections there: the file is there a moment earlier."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(at)) == 0
+
+
 def test_the_deployments_configuration_and_users_start_a_server(server_binary: ServerBinary, fresh_home: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     secrets, data, at = fresh_home / "secrets", fresh_home / "data", fresh_home / "sock"
@@ -255,7 +261,7 @@ def test_the_deployments_configuration_and_users_start_a_server(server_binary: S
         try:
             password = (secrets / "trainer").read_text().strip()
             url = f"unix://trainer:{password}@{at}"
-            wait_until(at.exists, 10, "the server did not start")
+            wait_until(lambda: listens(at), 10, "the server did not start")
             with plain_client(url) as client:
                 assert client.set("ts:a", "1")
                 for words in (
