@@ -31,8 +31,11 @@ _LISTS_CHILDREN: Final = Path(f"/proc/self/task/{os.getpid()}/children").exists(
 def die_with_parent(signum: int, parent_pid: int) -> None:
     """Have the kernel send this process `signum` when its parent dies; exits now if the parent is gone already.
 
-    For use right after a fork. The signal is tied to the parent's thread that forked.
+    For use right after a fork. The signal is tied to the parent's thread that forked. A handler that the fork brought
+    along would take a signal that comes before an exec, and nothing would end the program that begins after it.
     """
+    if signum != signal.SIGKILL:
+        signal.signal(signum, signal.SIG_DFL)
     _prctl(_PR_SET_PDEATHSIG, signum)
     if os.getppid() != parent_pid:
         os._exit(1)
@@ -41,6 +44,12 @@ def die_with_parent(signum: int, parent_pid: int) -> None:
 def become_subreaper() -> None:
     """Have orphaned descendants become this process's children, so that none can leave its tree."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def stop_signals() -> list[signal.Signals]:
+    """What asks a process for its end: its terminal's end too, but under `nohup`, which has that ignored."""
+    hangs_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hangs_up]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +81,19 @@ def look(pid: int) -> Process | None:
         cpu_ticks=int(rest[11]) + int(rest[12]),
         rss_pages=int(rest[21]),
     )
+
+
+def watch_child(pid: int) -> int:
+    """A descriptor that becomes readable at the end of this child of ours.
+
+    Raises OSError where the host has none to give, and the child is ended then: nobody would see to it.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        kill([pid])
+        os.waitpid(pid, 0)
+        raise
 
 
 def start_time(pid: int) -> int | None:

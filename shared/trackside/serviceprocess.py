@@ -31,11 +31,17 @@ class Service:
     def start(self) -> None:
         parent = os.getpid()
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
+            process = subprocess.Popen(
                 self.argv, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 preexec_fn=lambda: die_with_parent(signal.SIGTERM, parent),  # noqa: PLW1509 -- we run one thread
             )  # fmt: skip
-        self.pidfd = os.pidfd_open(self.process.pid)
+        try:
+            self.pidfd = os.pidfd_open(process.pid)
+        except OSError:  # the host has no descriptor to give: nobody would see its end
+            process.kill()
+            process.wait()
+            raise
+        self.process = process
 
     def ended(self) -> int | None:
         """The exit status of a process that has ended since the last look."""

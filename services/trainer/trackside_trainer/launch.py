@@ -19,7 +19,7 @@ from trackside import processes
 from trackside._version import __version__
 from trackside.errors import InvalidJob
 from trackside.processes import die_with_parent
-from trackside.sdk.context import ENVIRONMENT, AttemptContext
+from trackside.sdk.context import ENVIRONMENT, HELD_BACK, AttemptContext
 from trackside.wholefile import replacing
 from trackside_trainer.preload import as_if_fresh
 
@@ -69,15 +69,15 @@ def start(context: AttemptContext, context_path: Path, *, output: Path, python: 
         env = {name: value for name, value in env.items() if not name.startswith("PYTHON") and name != "VIRTUAL_ENV"}
         env |= {"PYTHONPATH": str(_shim(home)), "PYTHONUNBUFFERED": "1"}
     parent = os.getpid()
-    # A SIGTERM in the child before its own handlers stand would run the worker's.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    # A SIGTERM in the child before its own handlers stand would run the worker's, or end it unheard.
+    signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
     try:
         pid = os.fork()
         if pid == 0:
             _become_attempt(parent, env, context_path, output, python, context.threads)
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
-    return Started(pid=pid, started=processes.start_time(pid) or 0, pidfd=os.pidfd_open(pid))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
+    return Started(pid=pid, started=processes.start_time(pid) or 0, pidfd=processes.watch_child(pid))
 
 
 def _become_attempt(
@@ -95,7 +95,7 @@ def _become_attempt(
         processes.drop_descriptors()
         os.environ.clear()
         os.environ.update(env)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        signal.pthread_sigmask(signal.SIG_SETMASK, HELD_BACK)  # the runner lets them in
         if python is not None:
             os.chdir(context_path.parent)
             os.execve(python, [python, "-m", "trackside.sdk.runner"], dict(env))  # noqa: S606 -- no shell is wanted

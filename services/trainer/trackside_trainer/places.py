@@ -45,7 +45,7 @@ class WorkerHandle:
                 become_worker(settings, slot, url)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
-        return cls(pid=pid, started=processes.start_time(pid) or 0, pidfd=os.pidfd_open(pid), ours=True)
+        return cls(pid=pid, started=processes.start_time(pid) or 0, pidfd=processes.watch_child(pid), ours=True)
 
     @property
     def is_over(self) -> bool:

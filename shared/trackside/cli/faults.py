@@ -24,7 +24,7 @@ from trackside.cli.scene import Harm, Scene, frozen, signal_all
 from trackside.cli.throwaway import now_ms
 from trackside.errors import IllegalTransition
 from trackside.models import AttemptState, JobState, Reason, Role
-from trackside.processes import alive, descendants, start_time
+from trackside.processes import alive, descendants, die_with_parent, start_time
 from trackside.testing import wait_until
 
 __all__ = ["FAULTS", "Fault", "Harm", "Need", "Scene", "frozen", "signal_all"]
@@ -339,9 +339,11 @@ def second_supervisor(scene: Scene) -> None:
     training = scene.worker().attempt_pid
     before = {beat.pid for beat in system.beats(Role.SUPERVISOR)}
     log = scene.stack.enter_context((system.home / "logs" / "supervisor-2.log").open("ab"))
+    parent = os.getpid()
     process = subprocess.Popen(
         [sys.executable, "-m", "trackside", "--home", str(system.home), "supervisor"],
         env=system.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        preexec_fn=lambda: die_with_parent(signal.SIGTERM, parent),  # noqa: PLW1509 -- nothing that takes a lock
     )  # fmt: skip
     scene.stack.callback(_stop, process)
     with frozen([training] if training else []):  # a short script would be over by then

@@ -71,8 +71,8 @@ class Scene:
 @contextmanager
 def frozen(pids: list[int]) -> Iterator[None]:
     """Processes sleep until the block ends."""
-    signal_all(pids, signal.SIGSTOP)
     try:
+        signal_all(pids, signal.SIGSTOP)
         yield
     finally:
         signal_all(pids, signal.SIGCONT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from trackside.sdk.journal import MAX_BYTES
 from trackside.wholefile import write_whole
 
 ENVIRONMENT: Final = "TRACKSIDE_ATTEMPT"
+HELD_BACK: Final = frozenset({signal.SIGTERM, signal.SIGINT})  # from the fork on, until the runner's handlers stand
 STACKS_FILE: Final = "stacks.txt"  # in the attempt's folder: the stacks of all threads, each time SIGUSR2 came
 VERSION: Final = 1
 

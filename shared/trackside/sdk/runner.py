@@ -8,6 +8,7 @@
 `python -m trackside.sdk.runner` does this in a fresh interpreter (TRACKSIDE_ATTEMPT names the attempt file);
 `run_attempt` does it in a child that the worker forked. Signals of ours: SIGTERM asks to stop, SIGINT is ignored since
 the worker owns the stop (a Ctrl-C in a terminal reaches both), SIGUSR2 dumps all stacks; SIGUSR1 is left to libraries.
+A SIGTERM is only let in where the program runs: earlier or later it would cut short what tells how the attempt ended.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import IO, Any, Final
 
 from trackside.errors import ConfigurationError, StopRequested
 from trackside.sdk import outcome, program
-from trackside.sdk.context import ENVIRONMENT, STACKS_FILE, AttemptContext
+from trackside.sdk.context import ENVIRONMENT, HELD_BACK, STACKS_FILE, AttemptContext
 from trackside.sdk.journal import now_ms
 from trackside.sdk.outcome import Outcome
 from trackside.sdk.output import keep_printing
@@ -36,16 +37,35 @@ _KEPT: Final[list[IO[str]]] = []
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
+class _Hearing:
+    """Whether a SIGTERM is heeded now; one that comes while it is `held` back waits.
+
+    `held` is simply set: the interpreter runs handlers at the beginning of a call, so a method would come too late.
+    """
+
+    def __init__(self) -> None:
+        self.held = True
+        self.waits = False
+
+    def let_in(self) -> None:
+        """Heed it from here on, and the one that waits."""
+        self.held = False
+        if self.waits:
+            self.waits = False
+            signal.raise_signal(signal.SIGTERM)
+
+
 def run_attempt(context: AttemptContext, *, forked: bool = True) -> int:
     """Run the attempt in this process and return the exit code; the caller then leaves by `os._exit`."""
     try:
         if forked:
             _forget_the_parent()
+        hearing = _Hearing()
         page = ControlPage.open(context.page)
         run = Run.of_attempt(context)
         set_current(run)
-        _take_signals(run, page)
-        ended = _to_the_end(context)
+        _take_signals(run, page, hearing)
+        ended = _to_the_end(context, hearing)
         _write_end(run, page, ended)
     except BaseException:  # noqa: BLE001 - a forked child must never come back into its parent's code
         traceback.print_exc()
@@ -79,7 +99,7 @@ def _forget_the_parent() -> None:
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.pthread_sigmask(signal.SIG_SETMASK, HELD_BACK)
     logging.getLogger().handlers.clear()
     logging.getLogger().setLevel(logging.WARNING)
     atexit.register(logging.shutdown)
@@ -96,15 +116,17 @@ def _forget_the_parent() -> None:
         numpy.random.seed()  # else every attempt forked from one parent draws the same numbers
 
 
-def _to_the_end(context: AttemptContext) -> Outcome:
+def _to_the_end(context: AttemptContext, hearing: _Hearing) -> Outcome:
     """Run the program and all that it left behind; a stop request in between cuts that short."""
     ended, ours = outcome.SUCCEEDED, signal.getsignal(signal.SIGTERM)
     try:
-        ended = _call(context)
+        ended = _call(context, hearing)
+        hearing.let_in()
         _finish()
         # A request from here on changes nothing: the outcome is known.
         handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     except StopRequested as stop:
+        hearing.held = True
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         return outcome.of_exception(stop) if ended.name == outcome.SUCCEEDED.name else ended
     if ended is outcome.SUCCEEDED and callable(handler) and handler is not ours:
@@ -127,12 +149,15 @@ def _prepare(context: AttemptContext) -> None:
     faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=True, chain=False)
 
 
-def _take_signals(run: Run, page: ControlPage) -> None:
+def _take_signals(run: Run, page: ControlPage, hearing: _Hearing) -> None:
     heard = 0
 
     def stop(number: int, frame: Any) -> None:
         nonlocal heard
         del number, frame
+        if hearing.held:
+            hearing.waits = True
+            return
         command, told = page.command, page.signalled
         ours, heard = told != heard, told
         if not ours and command in (Command.NONE, Command.PAUSE):  # a pause may be refused; a stranger does not wait
@@ -143,6 +168,7 @@ def _take_signals(run: Run, page: ControlPage) -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _leave_children_their_sigterm()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
 
 
 def _leave_children_their_sigterm() -> None:
@@ -166,11 +192,13 @@ def _leave_children_their_sigterm() -> None:
     os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
 
 
-def _call(context: AttemptContext) -> Outcome:
+def _call(context: AttemptContext, hearing: _Hearing) -> Outcome:
     try:
+        hearing.let_in()
         _prepare(context)
         program.execute(context.program, context.work_dir, context.params)
     except BaseException as raised:  # noqa: BLE001 - this is the one place where everything ends, stop requests too
+        hearing.held = True
         try:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         except Exception as told:  # noqa: BLE001 - whatever a handler of the script's raises
