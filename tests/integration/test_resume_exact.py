@@ -29,6 +29,19 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 LIMIT_S = 60.0
 STEPS = 40
 EVERY = 6  # no divisor of STEPS
+# An example's last line in its loop, and one that makes it stand in a step until it is killed or let go.
+PACE = "        time.sleep(max(0.0, args.step_ms / 1000 - (time.monotonic() - began)))\n"
+STAND = """\
+        while os.environ.get("STANDS_IN") == str(run.step) and not os.path.exists("go"):
+            time.sleep(0.001)
+"""
+
+
+def example_that_can_stand(name: str) -> str:
+    """An example's text, with one line more: a step of 10 ms is over before a busy machine lets us strike."""
+    text = (EXAMPLES / name).read_text()
+    assert text.count(PACE) == text.count("import time\n") == 1
+    return text.replace(PACE, PACE + STAND).replace("import time\n", "import os\nimport time\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +62,7 @@ class Job:
         (root / "work").mkdir(parents=True)
         (root / "work" / "train.py").write_text(script)
 
-    def start(self) -> tuple[subprocess.Popen[bytes], ControlPage]:
+    def start(self, stands_in: int = 0) -> tuple[subprocess.Popen[bytes], ControlPage]:
         self.attempts += 1
         folder = self.root / "attempts" / str(self.attempts)
         folder.mkdir(parents=True)
@@ -60,24 +73,29 @@ class Job:
         page = ControlPage.create(folder / "page")
         process = subprocess.Popen(
             [sys.executable, "-m", "trackside.sdk.runner"],
-            env={**os.environ, "TRACKSIDE_ATTEMPT": str(folder / "attempt.json")},
+            env={**os.environ, "TRACKSIDE_ATTEMPT": str(folder / "attempt.json"), "STANDS_IN": str(stands_in)},
         )
         return process, page
 
     def cut(self, at_step: int, command: Command | None = None) -> None:
-        """Run an attempt until it has completed `at_step`, then kill it, or give it the command."""
-        process, page = self.start()
+        """Run an attempt until it has completed `at_step`, then kill it once it has saved, or give it the command."""
+        process, page = self.start(stands_in=at_step + 1)
         try:
             wait_until(lambda: page.completed >= at_step, LIMIT_S, f"step {at_step} was never completed", every_s=0.001)
             if command is None:
+                wait_until(self.saved, LIMIT_S, "no checkpoint was saved", every_s=0.001)
                 process.kill()
             else:
                 page.command = command
+                (self.root / "work" / "go").touch()
             expected = -signal.SIGKILL if command is None else 75
             assert process.wait(LIMIT_S) == expected
         finally:
             process.kill()
             process.wait()
+
+    def saved(self) -> list[Path]:
+        return sorted((self.root / "checkpoints").glob("step-*"))
 
     def finish(self) -> Result:
         process, _ = self.start()
@@ -113,7 +131,7 @@ class Job:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     """The result of each example, run once from beginning to end."""
     return {
-        example: Job(tmp_path_factory.mktemp("whole") / example, (EXAMPLES / example).read_text()).finish()
+        example: Job(tmp_path_factory.mktemp("whole") / example, example_that_can_stand(example)).finish()
         for example in ("digits.py", "topics_lm.py")
     }
 
@@ -124,7 +142,7 @@ def test_a_job_killed_twice_ends_as_if_nothing_had_happened(
 ) -> None:
     rng = random.Random(example)
     first, second = rng.randrange(EVERY, STEPS // 2), rng.randrange(STEPS // 2, STEPS - 5)
-    job = Job(tmp_path / "job", (EXAMPLES / example).read_text())
+    job = Job(tmp_path / "job", example_that_can_stand(example))
     job.cut(first)
     job.cut(second)
     result = job.finish()
@@ -136,7 +154,7 @@ def test_a_job_killed_twice_ends_as_if_nothing_had_happened(
 
 
 def test_a_paused_job_repeats_and_loses_no_step(tmp_path: Path, undisturbed: dict[str, Result]) -> None:
-    job = Job(tmp_path / "job", (EXAMPLES / "digits.py").read_text())
+    job = Job(tmp_path / "job", example_that_can_stand("digits.py"))
     job.cut(EVERY + 2, Command.PAUSE)
     result = job.finish()
 
@@ -148,9 +166,9 @@ def test_a_paused_job_repeats_and_loses_no_step(tmp_path: Path, undisturbed: dic
 def test_a_job_whose_newest_checkpoint_is_damaged_still_ends_the_same(
     tmp_path: Path, undisturbed: dict[str, Result]
 ) -> None:
-    job = Job(tmp_path / "job", (EXAMPLES / "digits.py").read_text())
+    job = Job(tmp_path / "job", example_that_can_stand("digits.py"))
     job.cut(3 * EVERY)
-    newest = max((tmp_path / "job" / "checkpoints").glob("step-*"))
+    newest = job.saved()[-1]
     content = (newest / "optimizer.pt").read_bytes()
     (newest / "optimizer.pt").write_bytes(content[: len(content) // 2])
     result = job.finish()

@@ -20,7 +20,7 @@ from trackside.sdk import torch_state
 from trackside.sdk.checkpointer import Checkpointer
 from trackside.sdk.checkpoints import CheckpointStore, HashingFile
 
-LIMIT_S = 10.0
+LIMIT_S = 30.0
 
 
 class Disk:
@@ -85,13 +85,13 @@ def test_what_comes_due_meanwhile_is_left_out_and_told(tmp_path: Path, disk: Dis
     saved = Saved(tmp_path, torch.nn.Linear(2, 2))
     saved.checkpointer.save_step(1)
     began_s = time.monotonic()
-    for step in range(2, 30):
+    for step in range(2, 100):
         saved.checkpointer.save_step(step)
-    assert time.monotonic() - began_s < 4.0, "the patience of 0.2 s is for the write, not for each step"
+    assert time.monotonic() - began_s < 10.0, "the patience of 0.2 s is for the write, not for each step"
     disk.go.set()
-    saved.checkpointer.save_step(30, wait=True)
+    saved.checkpointer.save_step(100, wait=True)
 
-    assert [step for kind, step in saved.kinds() if kind == "ck"] == [1, 30]
+    assert [step for kind, step in saved.kinds() if kind == "ck"] == [1, 100]
     notes = [record["text"] for record in saved.told if record["k"] == "note"]
     assert [text.split(",")[0] for text in notes] == [
         "the checkpoint of step 2 was left out",

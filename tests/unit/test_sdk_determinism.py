@@ -30,6 +30,7 @@ def batches(start_step: int, workers: int) -> list[list[float]]:
     return [batch.tolist() for batch in itertools.islice(loader, 9 - start_step)]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes:UserWarning")  # on a single core
 @pytest.mark.parametrize(("start_step", "workers"), [(0, 2), (4, 0), (4, 2), (5, 0)])
 def test_neither_a_cut_nor_the_number_of_workers_changes_a_batch(start_step: int, workers: int) -> None:
     assert batches(start_step, workers) == batches(0, 0)[start_step:]

@@ -151,7 +151,7 @@ def test_outside_of_a_run_logging_says_what_to_do() -> None:
 LOCAL = """
 import torch, trackside
 run = trackside.init(params={"lr": 0.5})
-state = run.checkpointer(model=torch.nn.Linear(1, 1), every=10)
+state = run.checkpointer(model=torch.nn.Linear(1, 1), every=10, background=False)  # none is left out on a slow disk
 for step in run.steps(60):
     run.log(loss=torch.tensor(1 / step), lr=run.params["lr"])
     if step == 25 and state.step == 0:

@@ -15,7 +15,10 @@ def test_the_end_line_comes_after_threads_and_exit_handlers(attempts: Attempts) 
     attempt = attempts.script(
         "import atexit, threading, time, trackside\n"
         "atexit.register(lambda: (time.sleep(0.1), trackside.log(at_exit=1)))\n"
-        "threading.Thread(target=lambda: (time.sleep(0.1), trackside.log(thread=1))).start()\n"
+        "def late():\n"
+        "    while threading.main_thread().is_alive(): time.sleep(0.01)\n"
+        "    trackside.log(thread=1)\n"
+        "threading.Thread(target=late).start()\n"
         "for step in trackside.init().steps(2): trackside.log(loss=1)\n"
     )
     assert attempt.end()[0] == 0

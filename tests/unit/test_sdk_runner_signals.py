@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from attempts import LIMIT_S, Attempts
+from attempts import LIMIT_S, Attempt, Attempts
 from trackside.sdk.page import Command
 from trackside.testing import wait_until
 
@@ -30,14 +30,21 @@ STANDS_STILL = (
     "import pathlib, time, trackside\n"
     "for step in trackside.init().steps(60):\n"
     "    while step == 4 and not pathlib.Path('go').exists():\n"
+    "        pathlib.Path('stands').touch()\n"
     "        time.sleep(0.01)\n"
     "print('all')\n"
 )
 
 
-def test_a_sigterm_that_comes_after_its_wish_was_taken_back_stops_nothing(attempts: Attempts) -> None:
+def stands_still(attempts: Attempts) -> Attempt:
+    """An attempt within its fourth step: that the third is completed is told before its boundary is over."""
     attempt = attempts.script(STANDS_STILL)
-    wait_until(lambda: attempt.page.completed >= 3, LIMIT_S, "the attempt never made three steps")
+    wait_until((attempts.root / "work" / "stands").exists, LIMIT_S, "the attempt never came to its fourth step")
+    return attempt
+
+
+def test_a_sigterm_that_comes_after_its_wish_was_taken_back_stops_nothing(attempts: Attempts) -> None:
+    attempt = stands_still(attempts)
     attempt.page.command = Command.PAUSE
     attempt.page.signals()
     attempt.page.command = Command.NONE
@@ -50,8 +57,7 @@ def test_a_sigterm_that_comes_after_its_wish_was_taken_back_stops_nothing(attemp
 def test_a_stranger_s_sigterm_stops_it_whatever_the_page_has_told_of_pauses(
     attempts: Attempts, commands: tuple[Command, ...]
 ) -> None:
-    attempt = attempts.script(STANDS_STILL)
-    wait_until(lambda: attempt.page.completed >= 3, LIMIT_S, "the attempt never made three steps")
+    attempt = stands_still(attempts)
     for command in commands:
         attempt.page.command = command
     attempt.send(signal.SIGTERM)
