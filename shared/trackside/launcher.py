@@ -28,7 +28,7 @@ from trackside.config import PREFIX, Settings
 from trackside.errors import BusError, ServerError, TracksideError
 from trackside.homelock import HomeLock
 from trackside.models import Beat, Role
-from trackside.processes import become_subreaper, descendants, kill
+from trackside.processes import become_subreaper, descendants, kill, stop_signals
 from trackside.secretfiles import private_dir
 from trackside.server import EmbeddedServer
 from trackside.serviceprocess import Service
@@ -68,10 +68,10 @@ class Launcher:
         self._log = logs.get()
 
     def run(self, on_ready: Callable[[Ready], None]) -> int:
-        """Start, call `on_ready`, watch until SIGINT or SIGTERM, stop; returns the exit code."""
+        """Start, call `on_ready`, watch until SIGINT, SIGTERM or SIGHUP, stop; returns the exit code."""
         self._lock.acquire()
         become_subreaper()
-        old = [(number, signal.signal(number, self._on_signal)) for number in (signal.SIGINT, signal.SIGTERM)]
+        old = [(number, signal.signal(number, self._on_signal)) for number in stop_signals()]
         wake, wake_write = socket.socketpair()
         for end in (wake, wake_write):
             end.setblocking(False)

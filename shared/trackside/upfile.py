@@ -67,7 +67,8 @@ def down(settings: Settings, *, limit_s: float = 90.0) -> int | None:
     if not _is_it(settings, up):  # asked again, since from here on the descriptor names one process only
         os.close(pidfd)
         return None
-    signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+    with suppress(ProcessLookupError):  # it has ended since, and been waited for
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
     ended, _, _ = select.select([pidfd], [], [], limit_s)
     os.close(pidfd)
     if not ended:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cli_world import SLOT, SPEC, World
 from trackside.bus import beats
+from trackside.errors import BusUnavailable
 from trackside.jobstore import Change
 from trackside.line import FREE_SLOT
-from trackside.models import Beat, Breaker, BreakerState, EventKind, JobState, Outcome, Reason, Role
+from trackside.models import Beat, Breaker, BreakerState, EventKind, Job, JobState, Outcome, Reason, Role
+from trackside.store import Store
 
 
 @pytest.fixture
@@ -58,6 +61,31 @@ def test_retry_prints_the_new_id_and_leaves_the_old_job(world: World) -> None:
     assert len(world.store.job_ids()) == 3
     assert "choose another" in world.run("retry", "broken", "--id", "broken", code=2).err
     assert "cancel it first" in world.run("retry", "again", code=2).err
+
+
+@pytest.mark.parametrize(
+    ("cut", "code"),
+    [(KeyboardInterrupt(), 130), (BusUnavailable("no answer from the server"), 3)],
+    ids=["ctrl-c", "line"],
+)
+@pytest.mark.parametrize("command", ["retry", "submit"])
+def test_what_was_sent_and_not_answered_may_be_there_and_that_is_said(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, cut: BaseException, code: int
+) -> None:
+    world.failed("broken")
+    (tmp_path / "train.py").write_text("print('hi')\n")
+    do = getattr(Store, command)
+
+    def cut_short(self: Store, *args: Any, **kwargs: Any) -> Job:
+        do(self, *args, **kwargs)
+        raise cut
+
+    monkeypatch.setattr(Store, command, cut_short)
+    target = "broken" if command == "retry" else str(tmp_path / "train.py")
+    told = world.run(command, target, "--id", "again", code=code)
+    assert told.out == ""
+    assert "again may be on the bus: `trackside show again` tells" in told.err
+    assert world.store.job("again").state is JobState.QUEUED
 
 
 def test_a_job_that_was_only_slow_is_retried_with_another_stall_limit(world: World) -> None:

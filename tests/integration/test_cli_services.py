@@ -10,8 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +22,7 @@ from typing import Any
 import pytest
 
 from cli_world import World, start
+from trackside import upfile
 from trackside.bus import beats
 from trackside.bus.client import connect, service_url
 from trackside.config import Settings
@@ -226,6 +229,27 @@ def test_down_does_nothing_to_whoever_has_a_dead_launchers_pid(fresh_home: Path,
         stranger.kill()
 
 
+def test_down_finds_a_launcher_that_ends_by_itself_just_then_stopped(
+    fresh_home: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (fresh_home / "run").mkdir()
+    with subprocess.Popen(["sleep", "60"]) as launcher:
+        facts = {"pid": launcher.pid, "started": start_time(launcher.pid), "boot": boot(), "dashboard_url": None}
+        (fresh_home / "run" / "up.json").write_text(json.dumps(facts))
+        is_it, looks = upfile._is_it, []
+
+        def look(settings: Settings, up: upfile.Up) -> bool:
+            looks.append(up.pid)
+            found = is_it(settings, up)
+            if len(looks) == 2:  # the last look before it is told to stop
+                launcher.kill()
+                launcher.wait()
+            return found
+
+        monkeypatch.setattr(upfile, "_is_it", look)
+        assert World(home=fresh_home, client=world.client, store=world.store).run("down").out == "stopped\n"
+
+
 @pytest.mark.parametrize("known", [(), ("started",), ("boot",)], ids=["pid", "pid-started", "pid-boot"])
 def test_a_launcher_that_an_earlier_version_started_is_seen_and_stopped(
     fresh_home: Path, world: World, known: tuple[str, ...]
@@ -291,5 +315,34 @@ def test_top_goes_on_until_q_and_says_since_when_it_is_stale(own_server: Embedde
         wait_until(lambda: shows(b"STALE"), 20, "a dead server was not told")
         os.write(terminal, b"q")
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    finally:
+        os.close(terminal)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_top_gives_the_terminal_back_when_it_is_ended_from_outside(
+    world: World, number: signal.Signals, code: int
+) -> None:
+    world.running("digits-abc123")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.update(COLUMNS="100", LINES="30", TERM="xterm")
+        os.execv(sys.executable, [sys.executable, "-m", "trackside", "--home", str(world.home), "top"])  # noqa: S606 -- no shell
+    drawn = bytearray()
+
+    def shows(text: bytes) -> bool:
+        with suppress(OSError):  # Linux's way to say that the other end is closed
+            while select.select([terminal], [], [], 0)[0]:
+                drawn.extend(os.read(terminal, 65536))
+        return text in drawn
+
+    before = termios.tcgetattr(terminal)
+    try:
+        wait_until(lambda: shows(b"digits-abc123"), 20, "no frame was drawn")
+        assert termios.tcgetattr(terminal) != before
+        os.kill(pid, number)
+        wait_until(lambda: shows(b"\x1b[?1049l"), 20, "the screen was not given back")
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
+        assert termios.tcgetattr(terminal) == before
     finally:
         os.close(terminal)

@@ -85,3 +85,12 @@ def test_a_server_and_a_service_that_cannot_start_again_are_started_once_they_ca
         told.rmdir()
         wait_until(lambda: system.command("health", "redis").returncode == 0, 30, "the server does not come back")
         wait_until(lambda: system.command("health", "supervisor").returncode == 0, 20, "the supervisor does not")
+
+
+def test_when_its_terminal_goes_away_it_stops_in_order(fresh_home: Path) -> None:
+    with running_system(fresh_home, "--no-dashboard", "--slots", "cpu:1", **TIMES) as system:
+        pids = processes.descendants(system.process.pid)
+        os.kill(system.process.pid, signal.SIGHUP)
+        assert system.process.wait(30) == 0
+        assert [pid for pid in pids if processes.look(pid) is not None] == []
+        assert not (fresh_home / "run" / "up.json").exists()

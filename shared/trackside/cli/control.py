@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -12,8 +13,10 @@ import typer
 from trackside.cli.context import find_job, find_jobs, settings_of, store_of, who
 from trackside.cli.exits import TIMEOUT, USAGE
 from trackside.cli.options import Jobs, OneJob
+from trackside.cli.output import tell_lost
 from trackside.cli.parse import duration_s, stall_limit_s
 from trackside.cli.render import plain, print_json, record, say
+from trackside.cli.sending import sending
 from trackside.errors import BusUnavailable, IllegalTransition, InvalidJob, NotFound, TracksideError
 
 if TYPE_CHECKING:
@@ -63,7 +66,9 @@ def follow(store: Store, job_ids: Sequence[str], *, limit_s: float | None, as_js
         patience_s = _OUTAGE_LIMIT_S if left_s is None else max(0.0, min(_OUTAGE_LIMIT_S, left_s))
         try:
             cursor, now = until_reachable(
-                lambda: (streams.newest_event_id(store.client), store.jobs(job_ids)), limit_s=patience_s
+                lambda: (streams.newest_event_id(store.client), store.jobs(job_ids)),
+                limit_s=patience_s,
+                lost=tell_lost,
             )
         except BusUnavailable:
             if deadline_s is not None and time.monotonic() >= deadline_s:
@@ -92,14 +97,12 @@ def _sleep_until_event(store: Store, cursor: str, job_ids: set[str], block_s: fl
     from trackside.bus import streams
 
     until_s = time.monotonic() + block_s
-    try:
+    with suppress(BusUnavailable):  # where it lasts, the look that follows says so
         while (left_s := until_s - time.monotonic()) > 0:
             events = streams.read_events(store.client, cursor, block_s=left_s)
             if any(event is None or event.job in job_ids for _, event in events):
                 return
             cursor = events[-1][0] if events else cursor
-    except BusUnavailable as error:
-        say(f"trackside: {error.message}; trying again")
 
 
 def _state_line(job: Job) -> str:
@@ -207,17 +210,23 @@ def retry(
     old = find_job(store, job)
     new_id = new_job_id(old.name) if job_id is None else check_job_id(job_id)
     limit_s = None if stall_limit is None else stall_limit_s(stall_limit)
-    new = store.retry(old.id, new_id, fresh=fresh, stall_limit_s=limit_s, by=who())
-    if limit_s not in (None, new.spec.stall_limit_s):
-        raise InvalidJob(f"job {new_id!r} is there already, with another stall limit: choose another --id")
-    if new.spec.retry_of != old.id:
-        raise InvalidJob(f"job {new_id!r} is there already and is no retry of {old.id!r}: choose another --id")
+    with sending(store, new_id) as on_its_way:
+        new = store.retry(old.id, new_id, fresh=fresh, stall_limit_s=limit_s, by=who())
+        if limit_s not in (None, new.spec.stall_limit_s):
+            raise InvalidJob(f"job {new_id!r} is there already, with another stall limit: choose another --id")
+        if new.spec.retry_of != old.id:
+            raise InvalidJob(f"job {new_id!r} is there already and is no retry of {old.id!r}: choose another --id")
+        on_its_way.arrived = True
+        _tell_new(new, as_json=as_json)
+
+
+def _tell_new(job: Job, *, as_json: bool) -> None:
     if as_json:
-        print_json(record(new))
+        print_json(record(job))
         return
-    print(new.id, flush=True)
-    start = f"goes on from {new.checkpoints[0].name}" if new.checkpoints else "starts over"
-    say(f"{start}; follow it: trackside logs -f {new.id}")
+    print(job.id, flush=True)
+    start = f"goes on from {job.checkpoints[0].name}" if job.checkpoints else "starts over"
+    say(f"{start}; follow it: trackside logs -f {job.id}")
 
 
 def _print(jobs: Sequence[Job], *, as_json: bool) -> None:

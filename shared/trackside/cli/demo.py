@@ -26,6 +26,8 @@ from rich.table import Table
 import trackside
 from trackside.bus import beats, streams
 from trackside.bus.client import Client, connect, now_ms
+from trackside.cli.stops import Stops, taken
+from trackside.cli.throwaway import end
 from trackside.config import Settings
 from trackside.errors import ServerError, TracksideError
 from trackside.models import Attempt, Beat, Event, EventKind, Job, JobState, Reason
@@ -37,7 +39,6 @@ from trackside.upfile import Up, running
 KILL_AT: Final = 0.43  # of the way through, between two checkpoints
 _START_LIMIT_S: Final = 90.0
 _RUN_LIMIT_S: Final = 240.0
-_STOP_LIMIT_S: Final = 30.0
 _LOOK_S: Final = 0.1
 # Steps and least time a step, so that both run for about a minute on any machine.
 PROGRAMS: Final = (("digits.py", 4000, 10.0, 200), ("topics_lm.py", 600, 60.0, 50))
@@ -66,24 +67,23 @@ def examples_dir() -> Path:
 def run(settings: Settings, *, keep: bool = False) -> int:
     """Run the demo; 0 if both trainings succeeded and the killed one was resumed."""
     console = Console(highlight=False)
-    home = Path(tempfile.mkdtemp(prefix="trackside-demo-"))
     failed = False
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell may have started us with SIGINT ignored
-        signal.signal(number, signal.default_int_handler)
-    try:
-        with _system(console, settings, home) as ready:
-            failed = not _Demo(console, home, ready).run()
-    except TracksideError:
-        failed = True
-        raise
-    except KeyboardInterrupt:
-        console.print("\nstopped: nothing of the demo is left running")
-        return 130
-    finally:
-        if failed or keep:
-            console.print(f"[dim]the demo's home is kept: {home}[/dim]")
-        else:
-            shutil.rmtree(home, ignore_errors=True)
+    with taken() as stops:
+        home = Path(tempfile.mkdtemp(prefix="trackside-demo-"))
+        try:
+            with _system(console, settings, home, stops) as ready:
+                failed = not _Demo(console, home, ready).run()
+        except TracksideError:
+            failed = True
+            raise
+        except (KeyboardInterrupt, SystemExit):
+            console.print("\nstopped: nothing of the demo is left running")
+            return stops.exit_code
+        finally:
+            if failed or keep:
+                console.print(f"[dim]the demo's home is kept: {home}[/dim]")
+            else:
+                shutil.rmtree(home, ignore_errors=True)
     return 1 if failed else 0
 
 
@@ -241,7 +241,7 @@ def _first_point_ms(client: Client, job_id: str, number: int) -> int | None:
 
 
 @contextmanager
-def _system(console: Console, settings: Settings, home: Path) -> Iterator[Up]:
+def _system(console: Console, settings: Settings, home: Path, stops: Stops) -> Iterator[Up]:
     """A whole system in `home`, from `trackside up` to its orderly end."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("TRACKSIDE_")}
     env |= {"TRACKSIDE_STOP_GRACE_S": "5", "TRACKSIDE_DASHBOARD_PORT": str(settings.dashboard_port)}
@@ -254,13 +254,18 @@ def _system(console: Console, settings: Settings, home: Path) -> Iterator[Up]:
             preexec_fn=lambda: die_with_parent(signal.SIGTERM, parent),  # noqa: PLW1509 -- we run one thread
         )  # fmt: skip
     try:
+        stops.let_in()
         with console.status("Starting server, supervisor, trainer and dashboard …"):
             ready = _await_ready(process, Settings.from_environ({"HOME": str(home)}, home=home))
         console.print(f"Running: {ready.server}, supervisor, trainer with {len(PROGRAMS)} CPU slots, dashboard")
         yield ready
     finally:
-        with console.status("Stopping …"):
-            _end(process)
+        stops.held = True
+        try:
+            with console.status("Stopping …"):
+                end(process, stops)
+        finally:
+            end(process, stops)  # where the terminal is gone, too
 
 
 def _await_ready(process: subprocess.Popen[bytes], settings: Settings) -> Up:
@@ -274,20 +279,6 @@ def _await_ready(process: subprocess.Popen[bytes], settings: Settings) -> Up:
             raise ServerError(f"`trackside up` ended with status {process.returncode}:\n{log[-2000:]}")
         time.sleep(0.05)
     raise ServerError(f"not everything served within {_START_LIMIT_S:g} s: see {settings.home}/logs")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Stop the system; a second Ctrl-C in between hurries it, and nothing stays behind either way."""
-    old = signal.signal(signal.SIGINT, lambda *_: process.terminate())
-    try:
-        if process.poll() is None:
-            process.terminate()
-        process.wait(_STOP_LIMIT_S)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # the second one makes it kill what is left
-        process.wait()
-    finally:
-        signal.signal(signal.SIGINT, old)
 
 
 def _trackside(home: Path, *words: str) -> str:

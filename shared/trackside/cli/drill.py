@@ -6,14 +6,10 @@ import os
 import random
 import secrets
 import shutil
-import signal
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -35,6 +31,7 @@ if TYPE_CHECKING:
 
     from trackside.cli.faults import Fault
     from trackside.cli.rehearse import Baseline, Result
+    from trackside.cli.stops import Stops
     from trackside.cli.throwaway import Throwaway
 
 EXAMPLE: Final = ("digits.py", ("--steps", "240", "--step-ms", "8", "--every", "20"))
@@ -74,6 +71,8 @@ def drill(
 
     Exit code 0 if every promise held, 1 if any was broken.
     """
+    from trackside.cli.stops import taken
+
     script, argv, options = _program(words, job)
     parse_slots(slots)
     _check_report(json)
@@ -84,24 +83,26 @@ def drill(
         limit_s=parse.duration_s(limit, "--limit"),
     )
     console = render.console(markup=True)
-    home = Path(tempfile.mkdtemp(prefix="trackside-drill-"))
     report = Report(seed=plan.seed, command=[str(script), *argv])
     began_s = time.monotonic()
-    try:
-        with _ended_in_order():
-            _run(console, home, plan, lambda system: system.submit(script, *argv, options=options), report)
-        report.over = True
-    except (TracksideError, KeyboardInterrupt, SystemExit) as error:
-        report.error = error.message if isinstance(error, TracksideError) else "interrupted"
-        raise
-    finally:
-        report.seconds = round(time.monotonic() - began_s, 1)
-        if report.held and not keep:
-            shutil.rmtree(home, ignore_errors=True)
-        else:
-            console.print(f"[dim]the drill's home is kept: {home}[/dim]")
-        if json is not None:
-            _write_json(json, report)
+    with taken() as stops:
+        home = Path(tempfile.mkdtemp(prefix="trackside-drill-"))
+        try:
+            _run(console, home, plan, lambda system: system.submit(script, *argv, options=options), report, stops)
+            report.over = True
+        except (TracksideError, KeyboardInterrupt, SystemExit) as error:
+            report.error = error.message if isinstance(error, TracksideError) else "interrupted"
+            raise
+        finally:
+            report.seconds = round(time.monotonic() - began_s, 1)
+            try:
+                if json is not None:
+                    _write_json(json, report)
+            finally:
+                if report.held and not keep:
+                    shutil.rmtree(home, ignore_errors=True)
+                else:
+                    console.print(f"[dim]the drill's home is kept: {home}[/dim]")
     console.print(f"Took {report.seconds:.0f} s")
     raise typer.Exit(0 if report.held else FAILED)
 
@@ -114,20 +115,6 @@ def _check_report(path: Path | None) -> None:
         raise ConfigurationError(f"--json {path}: there is no such folder; make it first")
     if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
         raise ConfigurationError(f"--json {path} cannot be written: give a file of yours")
-
-
-@contextmanager
-def _ended_in_order() -> Iterator[None]:
-    """A SIGTERM ends the drill as Ctrl-C does: its system is stopped, and its home is named."""
-
-    def end(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    old = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,11 +184,13 @@ def _chosen(text: str) -> list[Fault]:
     return [known[word] for word in ids]
 
 
-def _run(console: Console, home: Path, plan: _Plan, submit: Callable[[Throwaway], str], report: Report) -> None:
+def _run(
+    console: Console, home: Path, plan: _Plan, submit: Callable[[Throwaway], str], report: Report, stops: Stops
+) -> None:
     from trackside.cli.rehearse import baseline, rehearse
     from trackside.cli.throwaway import QUICK, throwaway
 
-    with throwaway(home, slots=plan.slots, settings=QUICK) as system:
+    with throwaway(home, slots=plan.slots, settings=QUICK, stops=stops) as system:
         slots = ", ".join(sorted(slot.id for slot in system.store.slots()))
         console.print(f"Seed {plan.seed}; {counted(len(plan.faults), 'fault')}; slots: {slots}")
         with console.status("The undisturbed runs …"):

@@ -1,7 +1,7 @@
 """How a command ends: every error as one line on stderr and an exit code.
 
 0 done; 1 it failed; 2 wrong input, setting or state: nothing was changed of what was refused; 3 no server; 124 `wait`
-ran out of time; 130 Ctrl-C; 141 the reader of a pipe went away.
+ran out of time; 130 Ctrl-C; 141 the reader of a pipe went away; 143 SIGTERM, 129 SIGHUP where that is handled.
 """
 
 from __future__ import annotations
@@ -118,6 +118,9 @@ def flush_stdout(code: int | str | None) -> int | str | None:
         sys.stdout.flush()
     except OSError as error:
         code = _tell_os_error(error) if code in (0, None) else code
+        _drop_stdout()
+    except KeyboardInterrupt:  # its reader does not read on
+        code = INTERRUPTED
         _drop_stdout()
     return code
 

@@ -58,11 +58,15 @@ def top(
         return
     from rich.live import Live
 
+    from trackside.cli.stops import taken
+
     seen_s = time.monotonic()
     with (
+        taken() as stops,
         _keys() as pressed,
         Live(frame(view, stale_s=None), console=console(), screen=True, auto_refresh=False) as live,
     ):
+        stops.let_in()
         while not pressed("q", _EVERY_S):
             try:
                 view, seen_s = look(store), time.monotonic()
@@ -70,6 +74,7 @@ def top(
             except BusUnavailable:
                 stale_s = time.monotonic() - seen_s
             live.update(frame(view, stale_s=stale_s), refresh=True)
+        stops.held = True  # the terminal is given back
 
 
 def look(store: Store) -> View:
@@ -174,13 +179,13 @@ def _keys() -> Iterator[Any]:
 
     fd = sys.stdin.fileno()
     before = termios.tcgetattr(fd)
-    tty.setcbreak(fd)
 
     def pressed(key: str, wait_s: float) -> bool:
         readable, _, _ = select.select([fd], [], [], wait_s)
         return bool(readable) and sys.stdin.read(1).lower() == key
 
     try:
+        tty.setcbreak(fd)
         yield pressed
     finally:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)

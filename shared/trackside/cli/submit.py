@@ -15,12 +15,14 @@ from trackside.cli import parse
 from trackside.cli.context import find_jobs, open_store, settings_of, who
 from trackside.cli.options import choice, count
 from trackside.cli.render import print_json, record, say, size
+from trackside.cli.sending import sending
 from trackside.errors import InvalidJob
 
 if TYPE_CHECKING:
     from trackside.cli.program import Found
     from trackside.config import Settings
     from trackside.models import Job, JobSpec, Program
+    from trackside.store import Store
 
 
 class Device(StrEnum):
@@ -126,15 +128,13 @@ def submit(
         stall_limit=stall_limit, priority=priority, after=after or [],
     )  # fmt: skip
     spec, data = _pack(settings, found, spec)
-    job = None
-    try:
-        job = _enqueue(settings, new_id, title, spec, data)
+    store = open_store(settings)
+    with sending(store, new_id) as on_its_way:
+        job = _enqueue(store, new_id, title, spec, data)
+        on_its_way.arrived = True
         _tell(job, as_json=as_json, wait=wait)
         if wait:
-            raise typer.Exit(_follow(settings, job, as_json=as_json))
-    except KeyboardInterrupt:
-        _tell_interrupted(new_id, sent=job is not None)
-        raise
+            raise typer.Exit(_follow(store, job, as_json=as_json))
 
 
 def _find(words: list[str], module: str | None, root: Path | None) -> Found:
@@ -201,9 +201,9 @@ def _pack(settings: Settings, found: Found, spec: JobSpec) -> tuple[JobSpec, byt
     return replace(spec, snapshot=snapshot.sha256), snapshot.data
 
 
-def _enqueue(settings: Settings, job_id: str, name: str, spec: JobSpec, data: bytes | None) -> Job:
+def _enqueue(store: Store, job_id: str, name: str, spec: JobSpec, data: bytes | None) -> Job:
     """Put the job on the bus; an id that stands for something else is refused."""
-    job = open_store(settings).submit(job_id, name, spec, data)
+    job = store.submit(job_id, name, spec, data)
     if replace(job.spec, submitted_by=spec.submitted_by) != spec:
         from trackside import wording
 
@@ -214,11 +214,11 @@ def _enqueue(settings: Settings, job_id: str, name: str, spec: JobSpec, data: by
     return job
 
 
-def _follow(settings: Settings, job: Job, *, as_json: bool) -> int:
+def _follow(store: Store, job: Job, *, as_json: bool) -> int:
     """Wait for its end; the exit code."""
     from trackside.cli.control import follow
 
-    return follow(open_store(settings), [job.id], limit_s=None, as_json=as_json)
+    return follow(store, [job.id], limit_s=None, as_json=as_json)
 
 
 def _tell(job: Job, *, as_json: bool, wait: bool) -> None:
@@ -229,13 +229,6 @@ def _tell(job: Job, *, as_json: bool, wait: bool) -> None:
         print_json(record(job))
     if not wait:
         say(f"follow it: trackside logs -f {job.id}")
-
-
-def _tell_interrupted(job_id: str, *, sent: bool) -> None:
-    if sent:
-        say(f"{job_id} is not stopped by this: `trackside wait {job_id}` waits on, `trackside cancel {job_id}` ends it")
-    else:
-        say(f"{job_id} may be on the bus: `trackside show {job_id}` tells, `trackside cancel {job_id}` ends it")
 
 
 def _parents(settings: Settings, texts: list[str]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 from trackside.bus import beats
 from trackside.bus.client import connect
 from trackside.cli.remembering import RememberingStore
+from trackside.cli.stops import Stops
 from trackside.config import Settings
 from trackside.errors import NotFound, ServerError, TracksideError
 from trackside.ids import new_job_id
@@ -140,9 +141,15 @@ def now_ms() -> int:
 
 @contextmanager
 def throwaway(
-    home: Path, *, slots: str, settings: Mapping[str, str] | None = None, url: str | None = None
+    home: Path,
+    *,
+    slots: str,
+    settings: Mapping[str, str] | None = None,
+    url: str | None = None,
+    stops: Stops | None = None,
 ) -> Iterator[Throwaway]:
     """`trackside up` in `home` until the block ends; `settings` are TRACKSIDE_ variables, lower case, no prefix."""
+    stops = stops or Stops()
     env = {name: value for name, value in os.environ.items() if not name.startswith("TRACKSIDE_")}
     env |= {f"TRACKSIDE_{name.upper()}": value for name, value in (settings or {}).items()}
     command = [sys.executable, "-m", "trackside", "--home", str(home), "up", "--slots", slots, "--no-dashboard"]
@@ -155,10 +162,12 @@ def throwaway(
             preexec_fn=lambda: die_with_parent(signal.SIGTERM, parent),  # noqa: PLW1509 -- we run one thread
         )  # fmt: skip
     try:
+        stops.let_in()
         await_ready(process, Settings.from_environ(env, home=home), log)
         yield Throwaway(process, env, home, log, url)
     finally:
-        end(process)
+        stops.held = True
+        end(process, stops)
 
 
 def await_ready(process: subprocess.Popen[bytes], settings: Settings, log: Path) -> None:
@@ -173,10 +182,11 @@ def await_ready(process: subprocess.Popen[bytes], settings: Settings, log: Path)
         time.sleep(0.05)
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes], stops: Stops) -> None:
     """Stop the system; one that does not stop in time is hurried, and nothing stays behind either way."""
     if process.poll() is not None:
         return
+    stops.hurry = process.terminate
     process.send_signal(signal.SIGCONT)  # a drill may have stopped it
     process.terminate()
     try:
