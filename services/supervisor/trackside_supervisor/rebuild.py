@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Final
+from typing import Any, Final
 
 from trackside import logs
 from trackside.bus import keys, streams
@@ -108,41 +108,48 @@ class Rebuild:
 
     def _restore_slots(self) -> None:
         """Slots come back by their agents; what people set on them, and their breakers, come back from here."""
-        ledger = self._ledger
-        since = streams.read_events(self._client, ledger.cursor or "0-0", block_s=0.001, count=_PAGE)
-        asked = {event.data.get("slot") for _, event in since if event is not None and event.cause in _CORDONS}
-        for slot in (*ledger.slots, *ledger.away):
-            self._put(keys.slot(slot.id), slot, listed=slot in ledger.slots)
-            if slot.cordoned and slot.id not in asked:
-                self._cordon(slot)
-        for breaker in ledger.breakers:
-            self._put(keys.breaker(breaker.slot), breaker, listed=False)
+        for slot in self._ledger.slots:
+            self._restore_slot(slot, listed=True)
+        for slot in self._ledger.away:
+            self._restore_slot(slot, listed=False)
+        for breaker in self._ledger.breakers:
+            self._restore_breaker(breaker)
 
-    def _put(self, key: str, record: Slot | Breaker, *, listed: bool) -> None:
-        """Write a record where there is none; `listed`: a slot that is on the books."""
-
-        def turn(pipe: Pipeline) -> None:
-            raw, _ = self._store.look(pipe, key, ("HGETALL", key))
-            if raw:
-                return
-            pipe.multi()
-            replace_hash(pipe, key, record)
-            if listed and isinstance(record, Slot):
-                pipe.sadd(keys.SLOTS, record.id)
-            pipe.execute()
-
-        self._store.until_undisturbed(turn, key)
-
-    def _cordon(self, slot: Slot) -> None:
-        """Cordon a slot again whose agent has registered it before it was restored."""
+    def _restore_slot(self, slot: Slot, *, listed: bool) -> None:
+        """Write a slot where there is none, and its cordon where its agent has registered it before."""
         key = keys.slot(slot.id)
 
         def turn(pipe: Pipeline) -> None:
             raw, _ = self._store.look(pipe, key, ("HGETALL", key))
-            there = decode_fields(Slot, raw) if raw else slot
-            if not there.cordoned:
+            there = decode_fields(Slot, raw) if raw else replace(slot, cordoned=False, cordon_reason=None)
+            # Asked while the record is watched: what people say of the slot at this very moment stands too.
+            cordon = slot.cordoned and not there.cordoned and slot.id not in self._asked()
+            if not cordon and (raw or not listed):
+                return
+            pipe.multi()
+            replace_hash(
+                pipe, key, replace(there, cordoned=True, cordon_reason=slot.cordon_reason) if cordon else there
+            )
+            if listed and not raw:
+                pipe.sadd(keys.SLOTS, slot.id)
+            pipe.execute()
+
+        self._store.until_undisturbed(turn, key)
+
+    def _asked(self) -> set[Any]:
+        """The slots that people have cordoned or uncordoned since the ledger took in the last event."""
+        since = streams.read_events(self._client, self._ledger.cursor or "0-0", block_s=0.001, count=_PAGE)
+        return {event.data.get("slot") for _, event in since if event is not None and event.cause in _CORDONS}
+
+    def _restore_breaker(self, breaker: Breaker) -> None:
+        """Write a breaker where there is none."""
+        key = keys.breaker(breaker.slot)
+
+        def turn(pipe: Pipeline) -> None:
+            raw, _ = self._store.look(pipe, key, ("HGETALL", key))
+            if not raw:
                 pipe.multi()
-                replace_hash(pipe, key, replace(there, cordoned=True, cordon_reason=slot.cordon_reason))
+                replace_hash(pipe, key, breaker)
                 pipe.execute()
 
         self._store.until_undisturbed(turn, key)
