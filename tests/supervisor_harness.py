@@ -20,7 +20,7 @@ from makers import SLOT, a_checkpoint
 from trackside.bus import beats, streams
 from trackside.bus.client import Client, connect
 from trackside.config import Settings
-from trackside.errors import Conflict
+from trackside.errors import BusUnavailable, Conflict
 from trackside.models import (
     AttemptState,
     Beat,
@@ -39,8 +39,9 @@ FORK = multiprocessing.get_context("fork")
 SPEC = replace(makers.SPEC, retries=9)
 BREAKER_AFTER = 2
 TIMES = {
-    # A TTL that a busy machine keeps up with: only test_supervisor_truth waits for a silence.
-    "beat_s": 0.05, "beat_ttl_s": 1.0, "silent_margin_s": 0.1, "tick_s": 0.02, "lease_ttl_s": 0.5,
+    # TTLs that a busy machine keeps up with. Only test_supervisor_truth waits for a silence, and only the successor of a
+    # frozen leader for the end of a lease; should that one lose its own, the frozen one that woke would lead again.
+    "beat_s": 0.05, "beat_ttl_s": 1.0, "silent_margin_s": 0.1, "tick_s": 0.02, "lease_ttl_s": 2.0,
     "backoff_first_s": 0.02, "backoff_max_s": 0.05, "breaker_first_s": 0.1, "breaker_max_s": 0.3,
 }  # fmt: skip
 
@@ -142,7 +143,7 @@ def working(trainer: Trainer) -> Iterator[None]:
         while not done.wait(0.01):
             try:
                 trainer.turn()
-            except Conflict:  # the job moved on meanwhile: look again
+            except (Conflict, BusUnavailable):  # the job moved on meanwhile, or a slow disk held the server up
                 continue
 
     thread = threading.Thread(target=work)

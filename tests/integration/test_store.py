@@ -111,7 +111,7 @@ def test_every_event_wakes_the_status_channel_with_the_same_bytes(store: Store) 
         started(store)
         entries = cast(list[tuple[bytes, dict[bytes, bytes]]], store.client.xrange(keys.EVENTS))
         written = [fields[b"d"] for _, fields in entries]
-        heard = []
+        heard: list[bytes] = []
         while (message := listener.get_message(timeout=10 if len(heard) < len(written) else 0.5)) is not None:
             heard.append(message["data"])
     assert heard == written
