@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Final, TypeVar, cast
 
 from tenacity import (
+    RetryCallState,
     Retrying,
     retry_if_exception,
     retry_if_exception_type,
@@ -46,12 +47,24 @@ def rest_s(openings: int, *, first_s: float, max_s: float) -> float:
     return float(wait(cast("object", SimpleNamespace(attempt_number=max(1, openings)))))  # type: ignore[arg-type]  # it reads one field
 
 
-def until_reachable(act: Callable[[], T], *, limit_s: float) -> T:
-    """Repeat `act` while no server answers, with jittered growing waits, for `limit_s` at most; then raise."""
+def until_reachable(
+    act: Callable[[], T], *, limit_s: float, lost: Callable[[BusUnavailable], object] = lambda _: None
+) -> T:
+    """Repeat `act` while no server answers, with jittered growing waits, for `limit_s` at most; then raise.
+
+    `lost` is told of the first time that none answered.
+    """
+
+    def waits(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome is not None else None
+        if state.attempt_number == 1 and isinstance(error, BusUnavailable):
+            lost(error)
+
     policy = Retrying(
         retry=retry_if_exception_type(BusUnavailable),
         wait=wait_random_exponential(multiplier=0.05, max=1.0),
         stop=stop_after_delay(limit_s),
+        before_sleep=waits,
         reraise=True,
     )
     return policy(act)

@@ -79,7 +79,7 @@ def _drain(store: Store, job_id: str, cursor: str, attempt: int | None, sink: _S
         except BusUnavailable as error:
             if not patient:
                 raise
-            say(f"trackside: {error.message}; trying again")
+            tell_lost(error)
             _until_back(store)
             continue
         sink.flush()
@@ -105,7 +105,7 @@ def _ended(store: Store, job_id: str, attempt: int | None) -> bool:
             return job.state.terminal
         return attempt < job.attempt or store.attempt(job_id, attempt).state is AttemptState.ENDED
 
-    return until_reachable(look, limit_s=_OUTAGE_LIMIT_S)
+    return until_reachable(look, limit_s=_OUTAGE_LIMIT_S, lost=tell_lost)
 
 
 def _sleep_until_output(store: Store, job_id: str, cursor: str) -> str | None:
@@ -117,10 +117,15 @@ def _sleep_until_output(store: Store, job_id: str, cursor: str) -> str | None:
         after = "0-0" if cursor == "-" else cursor
         answer = cast(Any, store.client.xread({stream: after}, count=1, block=int(_BLOCK_S * 1000)))
     except BusUnavailable as error:
-        say(f"trackside: {error.message}; trying again")
+        tell_lost(error)
         _until_back(store)
         return None
     return str(answer[0][1][0][0].decode()) if answer else None
+
+
+def tell_lost(error: BusUnavailable) -> None:
+    """Say that the server is away and will be asked again."""
+    say(f"trackside: {error.message}; trying again")
 
 
 def _until_back(store: Store) -> None:
@@ -218,7 +223,7 @@ def _follow_events(store: Store, job_id: str | None, cursor: str, *, as_json: bo
             ended = job_id is not None and store.job(job_id).state.terminal
             page = streams.read_events(store.client, cursor, block_s=0.001 if ended else _BLOCK_S)
         except BusUnavailable as error:
-            say(f"trackside: {error.message}; trying again")
+            tell_lost(error)
             _until_back(store)
             continue
         for entry, event in page:
