@@ -36,6 +36,7 @@ from trackside.serviceprocess import Service
 _STOP_MARGIN_S: Final = 5.0  # a service gets its own grace and this before SIGKILL
 _START_LIMIT_S: Final = 60.0
 _START_AGAIN_S: Final = 1.0
+_LOOK_AGAIN_S: Final = 1.0  # at a server that has not answered within its limit: the services are to be seen to as well
 _RESTART_MAX_S: Final = 30.0
 
 
@@ -98,7 +99,9 @@ class Launcher:
             private_dir(self._home / name)
         if self._settings.redis_url is None:
             self._server = EmbeddedServer(self._home)
-            self._server.start().wait_ready(_START_LIMIT_S)
+            self._server.start().wait_ready(_START_LIMIT_S, given_up=self._is_stopped)
+            if self._is_stopped():
+                return
             url = self._server.url("supervisor")
         else:
             url = service_url(self._settings)
@@ -174,6 +177,9 @@ class Launcher:
     def _on_signal(self, *_: int | FrameType | None) -> None:
         self._signals += 1
 
+    def _is_stopped(self) -> bool:
+        return self._signals > 0
+
     def _watch(self, wake: socket.socket) -> None:
         while not self._signals:
             self._watch_server()
@@ -183,14 +189,19 @@ class Launcher:
             self._pause(wake, min(self._settings.beat_s / 2, 0.25))
 
     def _watch_server(self) -> None:
-        if self._server is None or self._server.pid is not None:
+        server = self._server
+        if server is None or (server.pid is not None and server.announced):
             return
-        self._log.error("server_died", status=self._server.poll())
         try:
-            self._server.stop()
-            self._server.start().wait_ready(_START_LIMIT_S)
+            if server.pid is None:
+                self._log.error("server_died", status=server.poll())
+                server.stop()
+                server.start().wait_ready(_START_LIMIT_S, given_up=self._is_stopped)
+            else:  # it was still loading then, or the disk did not take the file that commands find it by
+                server.wait_ready(_LOOK_AGAIN_S, given_up=self._is_stopped)
         except (TracksideError, OSError) as error:  # its disk may be full: asked again until it takes the server
-            self._log.error("server_not_restarted", error=str(error))
+            event = "server_not_restarted" if server.pid is None else "server_not_announced"
+            self._log.error(event, error=str(error))
             time.sleep(1.0)
 
     def _watch_service(self, service: Service) -> None:

@@ -75,6 +75,7 @@ class EmbeddedServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock_fd: int | None = None
         self._log_start = 0
+        self.announced = False  # whether its state file names the server that runs
 
     @property
     def pid(self) -> int | None:
@@ -85,6 +86,7 @@ class EmbeddedServer:
         """Start the server; `wait_ready` tells when it answers. Raises ServerError; AlreadyRunning for data in use."""
         if self.pid is not None:
             return self
+        self.announced = False
         self.binary = self.binary or choose_binary()
         for part in (self.home, *(self.home / name for name in ("redis", "run", "secrets", "logs"))):
             private_dir(part)
@@ -99,8 +101,11 @@ class EmbeddedServer:
             raise
         return self
 
-    def wait_ready(self, timeout_s: float = 30.0) -> Self:
-        """Return once the server answers its admin user; raises ServerError with the server's own reason if it ends."""
+    def wait_ready(self, timeout_s: float = 30.0, *, given_up: Callable[[], bool] = lambda: False) -> Self:
+        """Return once the server answers its admin user, or `given_up` says that nobody waits for it any more.
+
+        Raises ServerError with the server's own reason if it ends.
+        """
         deadline = time.monotonic() + timeout_s
         password = read_password(self.home / "secrets" / "admin")
         while not _answers(self.socket_path, "admin", password):
@@ -108,12 +113,15 @@ class EmbeddedServer:
                 self._process = None
                 self._unlock_data()
                 raise ServerError(explain(self._log_since_start(), self._facts()), log=str(self.log_path))
+            if given_up():
+                return self
             if time.monotonic() > deadline:
                 raise ServerError(
                     f"the server did not answer within {timeout_s:g} s, perhaps still loading: see {self.log_path}"
                 )
             time.sleep(_POLL_S)
         self._write_state(self.pid)
+        self.announced = True
         return self
 
     def poll(self) -> int | None:

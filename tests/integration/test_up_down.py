@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -94,3 +96,42 @@ def test_when_its_terminal_goes_away_it_stops_in_order(fresh_home: Path) -> None
         assert system.process.wait(30) == 0
         assert [pid for pid in pids if processes.look(pid) is not None] == []
         assert not (fresh_home / "run" / "up.json").exists()
+
+
+def test_a_server_that_could_not_be_written_down_is_found_once_it_can(fresh_home: Path) -> None:
+    with running_system(fresh_home, "--no-dashboard", "--slots", "cpu:1", **TIMES) as system:
+        launcher = wait_until(lambda: system.beat(Role.LAUNCHER), 10, "the launcher does not beat")
+        assert launcher is not None
+        state, log = fresh_home / "run" / "server.json", fresh_home / "up.log"
+        state.unlink()
+        state.mkdir()  # stands for a disk that takes no file
+        os.kill(launcher.children["redis"], signal.SIGKILL)
+        wait_until(lambda: log.read_text().count("server_not_announced") > 1, 20, "it is not tried again")
+        assert log.read_text().count("server_died") == 1, "the server runs all the while"
+        assert system.command("health", "redis").returncode == 1
+        state.rmdir()
+        wait_until(lambda: system.command("health", "redis").returncode == 0, 20, "no command finds the server")
+
+
+# As `trackside up`, but that its server is a program which is told.
+WITH_ANOTHER_SERVER = """
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from trackside import launcher
+from trackside.config import Settings
+from trackside.server import EmbeddedServer, choose_binary
+
+launcher.EmbeddedServer = partial(EmbeddedServer, binary=replace(choose_binary(), path=Path(sys.argv[2])))
+sys.exit(launcher.up(Settings(home=Path(sys.argv[1])), slots="cpu:1", dashboard=False, on_ready=print))
+"""
+
+
+def test_ctrl_c_is_heeded_while_the_server_loads(fresh_home: Path) -> None:
+    loading = fresh_home / "loading"
+    loading.write_text("#!/bin/sh\nkill -INT $PPID\nexec sleep 600\n")
+    loading.chmod(0o700)
+    command = [sys.executable, "-c", WITH_ANOTHER_SERVER, str(fresh_home), str(loading)]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (answer.returncode, answer.stdout) == (0, ""), answer.stderr
