@@ -39,8 +39,8 @@ FORK = multiprocessing.get_context("fork")
 SPEC = replace(makers.SPEC, retries=9)
 BREAKER_AFTER = 2
 TIMES = {
-    # TTLs that a busy machine keeps up with. Only test_supervisor_truth waits for a silence, and only the successor of a
-    # frozen leader for the end of a lease; should that one lose its own, the frozen one that woke would lead again.
+    # TTLs that a busy machine keeps up with. Only test_supervisor_truth waits for a silence, and only the successor of
+    # a frozen leader for the end of a lease; should it lose its own, the frozen one that woke would lead again.
     "beat_s": 0.05, "beat_ttl_s": 1.0, "silent_margin_s": 0.1, "tick_s": 0.02, "lease_ttl_s": 2.0,
     "backoff_first_s": 0.02, "backoff_max_s": 0.05, "breaker_first_s": 0.1, "breaker_max_s": 0.3,
 }  # fmt: skip
