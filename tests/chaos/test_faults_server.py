@@ -18,12 +18,12 @@ from chaos.rqinfo import Watch
 from trackside import witness
 from trackside.bus import keys
 from trackside.bus.client import connect
-from trackside.cli.faults import FAULTS, Fault
+from trackside.cli.faults import FAULTS, Fault, kill_training
 from trackside.cli.rehearse import Baseline, Result, healed, judge, rehearse
 from trackside.cli.scene import Harm, Scene, frozen
 from trackside.cli.throwaway import Throwaway, now_ms
 from trackside.errors import BusDenied
-from trackside.models import Role
+from trackside.models import Reason, Role
 from trackside.oracle import Denial
 from trackside.oracle.honesty import READER
 from trackside.processes import look
@@ -161,9 +161,28 @@ def test_rq_info_lists_all_the_while_and_may_write_nothing_of_ours(system: Throw
             write()
 
 
+def test_a_run_that_was_over_before_it_could_be_harmed_is_submitted_again(
+    system: Throwaway, script: Path, undisturbed: Baseline, rng: random.Random
+) -> None:
+    jobs: list[str] = []
+
+    def late_at_first(scene: Scene) -> Harm:
+        jobs.append(scene.job)
+        if len(jobs) == 1:
+            system.ended(scene.job)
+        return kill_training(scene)
+
+    fault = Fault(id="X", name="killed too late at first", inject=late_at_first, reasons=(frozenset({Reason.KILLED}),))
+    result = rehearse(system, fault, lambda: system.submit(script), undisturbed, rng)
+    assert result.held, result.error or result.violations
+    assert result.job == jobs[1]
+    assert len(jobs) == 2
+
+
 def test_the_witness_sees_the_processes_of_an_attempt(system: Throwaway, script: Path, undisturbed: Baseline) -> None:
     """Without this, no orphan would ever be found."""
-    job_id = system.submit(script)
-    beat = system.stepping(job_id, 5)
+    job_id = system.submit(script, "--step-ms", "1000")  # it is still there when it is looked for
+    beat = system.stepping(job_id, 1)
     assert witness.processes(system.home)[beat.attempt_pid or 0] == (job_id, 1)
+    system.store.cancel(job_id)
     system.ended(job_id)

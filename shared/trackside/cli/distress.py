@@ -6,13 +6,13 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from trackside.cli.scene import Harm, Scene
-from trackside.cli.throwaway import now_ms
+from trackside.cli.scene import Harm, Scene, is_gone
+from trackside.cli.throwaway import TooLate, now_ms
 from trackside.models import EventKind
 from trackside.processes import alive, look, start_time
 from trackside.sdk.page import ControlPage, Phase
@@ -27,14 +27,8 @@ def hang(scene: Scene) -> Harm:
 
     So neither its own code nor a handler of signals gets to run for long, and only SIGKILL ends it.
     """
-    beat = scene.worker()
-    pid, number = beat.attempt_pid or 0, beat.attempt or 0
+    pid = stop_in_a_step(scene)
     started = start_time(pid)
-    # A save has a limit of its own, which is not shortened here: a disk may be slow.
-    folder = scene.system.home / "jobs" / scene.job / "attempts" / str(number)
-    page = ControlPage.open(folder / "page")
-    wait_until(lambda: _stopped_in_a_step(pid, page), scene.patience_s, "the training was never seen in a step")
-    page.close()
     harm = Harm(at_ms=now_ms())
     deadline_s = time.monotonic() + scene.patience_s
     while alive(pid, started):
@@ -48,6 +42,21 @@ def hang(scene: Scene) -> Harm:
     return harm
 
 
+def stop_in_a_step(scene: Scene) -> int:
+    """Stop the training, and see that it stands in a step; returns its pid.
+
+    A save has a limit of its own, which is not shortened here: a disk may be slow. Before and after the loop there is
+    none, or one of hours.
+    """
+    beat = scene.worker()
+    pid, number = beat.attempt_pid or 0, beat.attempt or 0
+    folder = scene.system.home / "jobs" / scene.job / "attempts" / str(number)
+    page = ControlPage.open(folder / "page")
+    wait_until(lambda: _stopped_in_a_step(pid, page), scene.patience_s, "the training was never seen in a step")
+    page.close()
+    return pid
+
+
 def fill_disk(scene: Scene) -> Harm:
     """The next checkpoint does not fit on the disk; then there is room again."""
     beat = scene.worker()
@@ -57,11 +66,13 @@ def fill_disk(scene: Scene) -> Harm:
     failed = 0
     try:
         with files_at_most(pid, room_bytes(size)):
-            wait_until(lambda: _not_written(scene, harm.at_ms), scene.patience_s, "nothing tells of a full disk")
+            _await(scene, lambda: _not_written(scene, harm.at_ms), "nothing tells of a full disk")
             failed = now_ms()
-        wait_until(lambda: _accepted(scene, failed), scene.patience_s, "no checkpoint came after the disk had room")
+        _await(scene, lambda: _accepted(scene, failed), "no checkpoint came after the disk had room")
     except AssertionError as error:
         harm.broken.append(scene.breaks("I6", str(error)))
+    except ProcessLookupError as error:
+        raise TooLate(f"{scene.job} was over before its disk was full: give the script more steps") from error
     return harm
 
 
@@ -105,11 +116,32 @@ def files_at_most(pid: int, limit_bytes: int) -> Iterator[None]:
 
 def _stopped_in_a_step(pid: int, page: ControlPage) -> bool:
     _signal(pid, signal.SIGSTOP)
-    wait_until(lambda: (found := look(pid)) is None or found.state == "T", 5.0, "the training does not stop")
+    wait_until(lambda: is_gone(pid) or _stands(pid), 5.0, "the training does not stop")
+    if is_gone(pid):
+        raise TooLate("the training was over before it could hang: give the script more steps")
     if page.phase is Phase.STEPPING:
         return True
     _signal(pid, signal.SIGCONT)
     return False
+
+
+def _stands(pid: int) -> bool:
+    found = look(pid)
+    return found is not None and found.state == "T"
+
+
+def _await(scene: Scene, condition: Callable[[], bool], message: str) -> None:
+    """Wait for something that the run brings about; raises TooLate where it was over before that."""
+
+    def come_or_over() -> bool:
+        over = scene.system.job(scene.job).state.terminal  # asked first: what it told, it told before its end
+        if condition():
+            return True
+        if over:
+            raise TooLate(f"{message} before {scene.job} was over: give the script more steps")
+        return False
+
+    wait_until(come_or_over, scene.patience_s, message)
 
 
 def _not_written(scene: Scene, since_ms: int) -> bool:

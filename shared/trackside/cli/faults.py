@@ -81,6 +81,7 @@ def kill_agent(scene: Scene) -> Harm:
 
 def kill_host(scene: Scene) -> Harm:
     """Agent, workers and attempts, all at once, as when a machine loses its power."""
+    scene.worker()
     agent = scene.system.beat(Role.AGENT).pid
     workers = [beat.pid for beat in scene.system.beats(Role.WORKER)]
     tree = [pid for worker in workers for pid in descendants(worker)]
@@ -133,6 +134,7 @@ def freeze_host(scene: Scene) -> Harm:
 
 def stop_trainer(scene: Scene) -> Harm:
     """An orderly stop, as at a deployment: nothing is to be done again."""
+    scene.worker()
     return _kill(scene.system.beat(Role.AGENT).pid, signal.SIGTERM)
 
 
@@ -217,20 +219,21 @@ def damage_checkpoint(scene: Scene) -> Harm:
 
 def cancel_and_kill(scene: Scene) -> Harm:
     """A person cancels while the attempt dies."""
-    pid = scene.worker().attempt_pid
+    worker = scene.worker()
     harm = Harm(at_ms=now_ms())
     if scene.rng.random() < 0.5:
         scene.system.ask(lambda: scene.system.store.cancel(scene.job))
-        _kill(pid)
+        _kill(worker.attempt_pid)
     else:
-        _kill(pid)
-        with suppress(IllegalTransition):
+        with frozen([worker.pid]), suppress(IllegalTransition):  # else another attempt may begin before the cancel
+            _kill(worker.attempt_pid)
             scene.system.ask(lambda: scene.system.store.cancel(scene.job))
     scene.system.ended(scene.job, 10.0)
     return harm
 
 
 def cancel_twice(scene: Scene) -> Harm:
+    scene.worker()
     harm = Harm(at_ms=now_ms())
     for _ in range(2):
         scene.system.ask(lambda: scene.system.store.cancel(scene.job))
@@ -239,6 +242,7 @@ def cancel_twice(scene: Scene) -> Harm:
 
 
 def pause_and_resume(scene: Scene) -> Harm:
+    scene.worker()
     harm = Harm(at_ms=now_ms())
     scene.system.ask(lambda: scene.system.store.pause(scene.job))
     scene.system.reaches(scene.job, JobState.PAUSED, scene.patience_s)

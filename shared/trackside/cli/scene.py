@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 from trackside import witness
 from trackside.bus import streams
-from trackside.cli.throwaway import Throwaway, now_ms
-from trackside.errors import ServerError
+from trackside.cli.throwaway import Throwaway, TooLate, now_ms
 from trackside.models import Beat, Event
 from trackside.oracle import Denial, Sample, Shown, Violation
+from trackside.processes import look
 
 
 @dataclass(kw_only=True, slots=True)
@@ -40,10 +40,10 @@ class Scene:
     patience_s: float = 60.0  # for what the script does at its own pace, such as its next checkpoint
 
     def worker(self) -> Beat:
-        """The worker of the job's attempt; its process is known."""
+        """The worker of the job's attempt; its process is known and runs, raises TooLate where it does not any more."""
         beat = self.system.worker_of(self.job)
-        if beat is None or beat.attempt_pid is None:
-            raise ServerError(f"{self.job} does not run any more: the fault came too late, give the script more steps")
+        if beat is None or beat.attempt_pid is None or is_gone(beat.attempt_pid):  # a beat is a moment old
+            raise TooLate(f"{self.job} does not run any more: the fault came too late, give the script more steps")
         return beat
 
     def breaks(self, invariant: str, what: str) -> Violation:
@@ -66,6 +66,12 @@ class Scene:
         job = self.system.job(self.job)
         live = frozenset() if job.state.terminal else frozenset({self.job})
         return Sample(at_ms=now_ms(), states={self.job: job.state}, live=live, entries={self.job: self.entries()})
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended."""
+    found = look(pid)
+    return found is None or found.state in "ZX"
 
 
 @contextmanager

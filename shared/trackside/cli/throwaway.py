@@ -48,6 +48,10 @@ QUICK: Final[Mapping[str, str]] = {
 }
 
 
+class TooLate(ServerError):
+    """A job was over before something could be done to it."""
+
+
 class Throwaway:
     """A running system of one home, seen through its bus."""
 
@@ -116,7 +120,8 @@ class Throwaway:
                 return beat
             job = self.job(job_id)
             if job.state.terminal:
-                raise ServerError(f"{job_id} ended {job.state} ({job.detail}) before step {step} was seen")
+                kind = TooLate if job.state is JobState.SUCCEEDED else ServerError
+                raise kind(f"{job_id} ended {job.state} ({job.detail}) before step {step} was seen")
             return None
 
         beat = wait_until(reached, limit_s, f"{job_id} did not reach step {step}", every_s=0.03)
