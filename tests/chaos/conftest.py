@@ -26,7 +26,9 @@ from trackside.server import client_url
 
 SEED: Final = int(os.environ.get("TRACKSIDE_CHAOS_SEED", "7"))
 REPORT: Final = os.environ.get("TRACKSIDE_CHAOS_JSON")
-SETTINGS: Final = {**QUICK, "stall_limit_s": "3", "stall_floor_s": "3", "startup_limit_s": "20"}
+# A training that is frozen for three TTLs has to go on before this and the wait for its stacks are over.
+STALL_S: Final = "5"
+SETTINGS: Final = {**QUICK, "stall_limit_s": STALL_S, "stall_floor_s": STALL_S, "startup_limit_s": "20"}
 _results: list[Result] = []
 _figures: list[str] = []
 

@@ -35,7 +35,8 @@ class Eyes:
         asked = [job.id for job in self.hub.snapshot().jobs.values() if not job.state.terminal]
         truth = self.system.store.jobs(asked)
         at_ms = now_ms()
-        seen, health = self.hub.snapshot(), self.hub.health()
+        health = self.hub.health()
+        seen = self.hub.snapshot()  # not the older one of two
         if health.state != "live":
             return
         self.looks += 1
@@ -44,7 +45,9 @@ class Eyes:
                 self._take(name, at_ms - beat.at_ms)
         for job in truth:
             shown = seen.jobs.get(job.id)
-            if shown is not None and shown.state is not job.state:
+            if shown is None or shown.changed_at_ms > job.changed_at_ms:  # it has changed since the truth was asked for
+                continue
+            if shown.state is not job.state:
                 self._take(f"{job.id} as {shown.state}", at_ms - job.changed_at_ms)
 
     def _take(self, what: str, age_ms: int) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from chaos.beside import HOST, Beside
-from trackside.cli import faults
-from trackside.cli.scene import Harm, Scene, frozen, signal_all
+from trackside.cli import distress, faults
+from trackside.cli.scene import Harm, Scene, frozen
 from trackside.cli.throwaway import now_ms
+from trackside.errors import ServerError
 from trackside.models import Role
+from trackside.processes import look
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +38,7 @@ def menu(it: Beside, poison: Path) -> dict[str, Kind]:
         "training frozen": Kind(inject=faults.freeze_training),
         "training hangs": Kind(inject=hang_training),
         "loss is no number": Kind(inject=lambda scene: spoil_loss(scene, poison)),
-        "trainer stopped in order": Kind(inject=faults.stop_trainer),
+        "trainer stopped in order": Kind(inject=stop_trainer),
         "storm of stop signals": Kind(inject=faults.storm_of_signals),
         "host cut off": Kind(inject=it.cut_off, host=HOST),
         "answers to a host lost": Kind(inject=it.keep_answers, host=HOST),
@@ -57,10 +58,16 @@ def freeze_leader(scene: Scene) -> Harm:
 
 def hang_training(scene: Scene) -> Harm:
     """It stands still for good: its worker has to notice, and end it."""
-    pid = scene.worker().attempt_pid
-    harm = Harm(at_ms=now_ms())
-    signal_all([pid] if pid else [], signal.SIGSTOP)
-    return harm
+    distress.stop_in_a_step(scene)
+    return Harm(at_ms=now_ms())
+
+
+def stop_trainer(scene: Scene) -> Harm:
+    """An orderly stop is to cost nothing, so it waits while a training hangs: that one would be killed, unsaved."""
+    trainings = [beat.attempt_pid for beat in scene.system.beats(Role.WORKER) if beat.attempt_pid is not None]
+    if any((found := look(pid)) is not None and found.state == "T" for pid in trainings):
+        raise ServerError("a training stands still and cannot stop in order: wait for its end")
+    return faults.stop_trainer(scene)
 
 
 def spoil_loss(scene: Scene, poison: Path) -> Harm:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 # Every step depends on the one before and on the random state; `--fault` strikes at step `--at`, in the first attempt
-# unless its name begins with "always". A file of the job's id in the folder `--poison` spoils one step's loss.
+# unless its name begins with "always". A file of the job's id in the folder `--poison` spoils one step's loss, unless
+# fewer than three are left: it takes three in a row to show.
 TRAIN: Final = """
 import argparse, ctypes, hashlib, os, random, resource, shutil, time
 import torch
@@ -70,6 +71,7 @@ def strike(step):
     elif fault == "disk-full":
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
     elif fault == "disk-gone":
+        state.settle()  # what is being written would be in the way of the removal
         shutil.rmtree(run._checkpoints_dir)
         run._checkpoints_dir.write_text("in the way")
     elif fault == "memory":
@@ -106,7 +108,7 @@ for step in run.steps(args.steps):
     loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
     if args.fault == "nan" and run.attempt == 1 and step >= args.at:
         loss = loss * float("nan")
-    if (args.fault == "always-nan" and step >= args.at) or poisoned():
+    if (args.fault == "always-nan" and step >= args.at) or (step <= args.steps - 2 and poisoned()):
         loss = loss * float("nan")
     optimizer.zero_grad()
     loss.backward()

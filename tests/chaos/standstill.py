@@ -43,9 +43,8 @@ def journal_of(home: Path, job_id: str, attempt: int) -> Path:
 def step_times(journal: Path) -> list[int]:
     """When each step told its numbers, in ms by the training's own clock."""
     found: list[int] = []
-    for line in journal.read_text(errors="replace").splitlines():
-        if not line.endswith("}"):
-            continue  # it is being written
+    *lines, _ = journal.read_text(errors="replace").split("\n")  # the last one is empty, or being written
+    for line in lines:
         record: dict[str, Any] = json.loads(line)
         if record.get("k") == "m":
             found.append(int(record["t"]))

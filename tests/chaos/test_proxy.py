@@ -13,6 +13,7 @@ from trackside.errors import BusUnavailable
 from trackside.server import EmbeddedServer
 
 pytestmark = pytest.mark.timeout(30)
+LIMIT_S = 2.0  # of a command, far above what a line here takes that is slow on purpose
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def proxy(own_server: EmbeddedServer) -> Iterator[Proxy]:
 @pytest.fixture
 def client(own_server: EmbeddedServer, proxy: Proxy) -> Iterator[Client]:
     password = own_server.url("supervisor").split("@")[0].split(":")[-1]
-    client = connect(f"redis://supervisor:{password}@127.0.0.1:{proxy.port}/0", command_limit_s=0.5)
+    client = connect(f"redis://supervisor:{password}@127.0.0.1:{proxy.port}/0", command_limit_s=LIMIT_S)
     client.set("ts:x", "1")
     yield client
     client.close()

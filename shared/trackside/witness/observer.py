@@ -40,6 +40,7 @@ class Observer:
     _closed: set[tuple[str, int]] = field(default_factory=set)
     _newest: dict[str, str] = field(default_factory=dict)  # job -> the newest checkpoint that was proved
     _suspects: dict[int, tuple[float, str]] = field(default_factory=dict)
+    _looked_s: float = 0.0
 
     def look(self) -> Sample | None:
         """Look once; None where no server answers."""
@@ -52,6 +53,9 @@ class Observer:
             return None
         self.looks += 1
         now_s = time.monotonic()
+        if now_s - self._looked_s > ORPHAN_LIMIT_S:
+            self._suspects = {}  # nor is it known whether somebody could, where nobody looked
+        self._looked_s = now_s
         self._suspects = {pid: self._suspects.get(pid, (now_s, what)) for pid, what in found.items()}
         self.orphans |= {what for since_s, what in self._suspects.values() if now_s - since_s > ORPHAN_LIMIT_S}
         before = self.samples[-1] if self.samples else None
