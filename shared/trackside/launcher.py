@@ -97,6 +97,7 @@ class Launcher:
     def _start(self) -> None:
         for name in ("logs", "run"):
             private_dir(self._home / name)
+        upfile.write_start(self._home)
         if self._settings.redis_url is None:
             self._server = EmbeddedServer(self._home)
             self._server.start().wait_ready(_START_LIMIT_S, given_up=self._is_stopped)

@@ -1,7 +1,8 @@
 """`<home>/run/up.json`: what the launcher of a home says about itself, and what others do by it.
 
-The launcher writes it once everything runs and removes it when it has stopped. One that was killed leaves it behind,
-and the kernel gives its pid to somebody else one day, so the file is believed only where that very process runs.
+The launcher writes it when it starts, again once everything runs, and removes it when it has stopped. One that was
+killed leaves it behind, and the kernel gives its pid to somebody else one day, so the file is believed only where that
+very process runs.
 """
 
 from __future__ import annotations
@@ -30,12 +31,24 @@ class Up:
     boot: str | None
     server: str | None  # which one, or the given URL without its password
     dashboard_url: str | None
+    starts: bool | None = None  # whether something of it does not run yet
+
+
+def write_start(home: Path) -> None:
+    """Say that this process is the home's launcher, and starts."""
+    _write(home, server=None, dashboard_url=None, starts=True)
 
 
 def write(home: Path, *, server: str, dashboard_url: str | None) -> None:
     """Say that this process is the home's launcher, and that everything runs."""
+    _write(home, server=server, dashboard_url=dashboard_url, starts=False)
+
+
+def _write(home: Path, *, server: str | None, dashboard_url: str | None, starts: bool) -> None:
     pid = os.getpid()
-    up = Up(pid=pid, started=start_time(pid), boot=boot(), server=server, dashboard_url=dashboard_url)
+    up = Up(
+        pid=pid, started=start_time(pid), boot=boot(), server=server, dashboard_url=dashboard_url, starts=starts
+    )  # fmt: skip
     write_private(_path(home), json.dumps(asdict(up)))
 
 
@@ -46,7 +59,13 @@ def remove(home: Path) -> None:
 
 
 def running(settings: Settings) -> Up | None:
-    """What `trackside up` of this home wrote about itself, None if none runs."""
+    """What `trackside up` of this home wrote about itself, None if none runs, or not everything of it yet."""
+    up = _launched(settings)
+    return None if up is None or up.starts else up
+
+
+def _launched(settings: Settings) -> Up | None:
+    """What the living launcher of this home wrote about itself, None if there is none."""
     try:
         facts = json.loads(_path(settings.home).read_text(encoding="utf-8"))
         up = Up(**{each.name: facts.get(each.name) for each in fields(Up)})
@@ -56,8 +75,8 @@ def running(settings: Settings) -> Up | None:
 
 
 def down(settings: Settings, *, limit_s: float = 90.0) -> int | None:
-    """Stop what runs for this home and wait for its end; the pid that was stopped, None if nothing ran."""
-    up = running(settings)
+    """Stop what runs or starts for this home and wait for its end; the pid that was stopped, None if nothing ran."""
+    up = _launched(settings)
     if up is None:
         return None
     try:

@@ -7,7 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -128,10 +129,32 @@ sys.exit(launcher.up(Settings(home=Path(sys.argv[1])), slots="cpu:1", dashboard=
 """
 
 
+@contextmanager
+def loading(home: Path, first: str) -> Iterator[subprocess.Popen[str]]:
+    """`trackside up` whose server does that first and then never answers."""
+    program = home / "loading"
+    program.write_text(f"#!/bin/sh\n{first}\nexec sleep 600\n")
+    program.chmod(0o700)
+    command = [sys.executable, "-c", WITH_ANOTHER_SERVER, str(home), str(program)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def test_ctrl_c_is_heeded_while_the_server_loads(fresh_home: Path) -> None:
-    loading = fresh_home / "loading"
-    loading.write_text("#!/bin/sh\nkill -INT $PPID\nexec sleep 600\n")
-    loading.chmod(0o700)
-    command = [sys.executable, "-c", WITH_ANOTHER_SERVER, str(fresh_home), str(loading)]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    assert (answer.returncode, answer.stdout) == (0, ""), answer.stderr
+    with loading(fresh_home, "kill -INT $PPID") as process:
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (0, ""), err
+
+
+def test_down_stops_what_only_starts(fresh_home: Path) -> None:
+    with loading(fresh_home, ":") as process:
+        wait_until((fresh_home / "redis" / "server.conf").exists, 30, "the server is not started")
+        command = [sys.executable, "-m", "trackside", "--home", str(fresh_home), "down"]
+        down = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (down.stdout, down.stderr) == ("stopped\n", "")
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (0, ""), err
+    assert not (fresh_home / "run" / "up.json").exists()
