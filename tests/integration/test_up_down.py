@@ -71,7 +71,8 @@ def test_it_is_ready_by_its_own_processes_whoever_else_beats_on_the_server(
 
 def test_a_server_and_a_service_that_cannot_start_again_are_started_once_they_can(fresh_home: Path) -> None:
     with running_system(fresh_home, "--no-dashboard", "--slots", "cpu:1", **TIMES) as system:
-        launcher = system.beat(Role.LAUNCHER)
+        # It beats for the first time when it has said that all is ready.
+        launcher = wait_until(lambda: system.beat(Role.LAUNCHER), 10, "the launcher does not beat")
         assert launcher is not None
         config, aside = fresh_home / "redis" / "server.conf", fresh_home / "aside"
         config.rename(aside)
