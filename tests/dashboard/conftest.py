@@ -43,6 +43,18 @@ def new_hub() -> Iterator[Callable[[str], Hub]]:
         hub.stop()
 
 
+def take_in(job_id: str) -> None:
+    """Let the reader have all of a job: its page waits for that a moment only, and is drawn anew in a browser alone."""
+    hub = live.hub()
+    numbers = range(1, hub.snapshot().jobs[job_id].attempt + 1)
+
+    def is_in() -> bool:
+        views = [hub.view(job_id, attempt=number, wait_s=0.0) for number in (None, *numbers)]
+        return views[-1] is not None and set(views[-1].tails) >= set(numbers)
+
+    wait_until(is_in, 20, f"{job_id} is not read")
+
+
 @pytest.fixture
 def visit(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., AppTest]]:
     """Opens a page of the app as a browser would: `visit(url, "views/jobs.py", state="failed")`."""
@@ -50,6 +62,8 @@ def visit(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., AppTest]]:
     def open_page(url: str, page: str = "views/fleet.py", *, state: str = "live", **query: str) -> AppTest:
         monkeypatch.setenv("TRACKSIDE_REDIS_URL", url)
         wait_until(lambda: live.hub().health().state == state, 30, f"the reader is not {state}")
+        if query.get("job") in live.hub().snapshot().jobs and not live.hub()._is_crowded():
+            take_in(query["job"])
         app = AppTest.from_file(APP, default_timeout=60)
         app.run()
         for name, value in query.items():

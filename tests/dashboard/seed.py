@@ -157,7 +157,7 @@ class Seed:
 
     def end(self, job_id: str, number: int, outcome: Outcome, state: JobState, detail: str | None = None) -> None:
         self.store.end_attempt(job_id, number, outcome)
-        retry: dict[str, Any] = {"retry_at_ms": now_ms(self.client) + 12_000} if state is JobState.WAITING else {}
+        retry: dict[str, Any] = {"retry_at_ms": now_ms(self.client) + 120_000} if state is JobState.WAITING else {}
 
         def decide(job: object, now: int) -> Change:
             return self.store.moved(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import http.client
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Final
 
-from server_harness import free_port
 from trackside.testing import wait_until
 
 START: Final = (
@@ -33,15 +33,18 @@ class Dashboard:
     """Answers when it is made; whoever made it ends its process."""
 
     def __init__(self, url: str, folder: Path, **more: str) -> None:
-        self.port = free_port()
         self.log = folder / "dashboard.log"
         kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "VIRTUAL_ENV")}
-        given = {"HOME": str(folder), "TRACKSIDE_REDIS_URL": url, "TRACKSIDE_DASHBOARD_PORT": str(self.port)}
-        with self.log.open("wb") as out:
+        with socket.socket() as held, self.log.open("wb") as out:
+            # Held until the dashboard has it, so that the kernel gives it to nobody else; who listens may share it.
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.bind(("127.0.0.1", 0))
+            self.port = int(held.getsockname()[1])
+            given = {"HOME": str(folder), "TRACKSIDE_REDIS_URL": url, "TRACKSIDE_DASHBOARD_PORT": str(self.port)}
             self.process = subprocess.Popen(
                 [sys.executable, "-c", START], env={**kept, **given, **more}, cwd=folder, stdout=out, stderr=out
             )
-        wait_until(self.answers, 30, "the dashboard does not answer")
+            wait_until(self.answers, 60, "the dashboard does not answer")
 
     def answers(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
