@@ -156,7 +156,7 @@ def test_a_leader_frozen_in_the_middle_of_an_act_past_its_lease_changes_nothing_
         wait_until(lambda: all_over(store), 20, "the second supervisor did not carry on")
         before = len(streams.newest_events(store.client, 1000))
         os.kill(old.pid, signal.SIGCONT)
-        wait_until(lambda: beats_of(store.client, old.pid), 20, "the old leader did not come back to watching")
+        wait_until(lambda: watches(store.client, old.pid), 20, "the old leader did not come back to watching")
     assert len(streams.newest_events(store.client, 1000)) == before, "a stale act was accepted"
     assert_right(store)
 
@@ -171,12 +171,12 @@ def test_a_stale_leaders_act_is_refused_even_where_the_job_would_still_allow_it(
         wait_until(lambda: stopped(old.pid), 20, "the leader never came to its act")
         store.cordon(SLOT.id, cordoned=True)  # so its successor has no reason to touch the job
         new = supervisors.start()
-        wait_until(lambda: beats_of(store.client, new.pid, leader=True), 20, "nobody took the lease")
+        wait_until(lambda: leaders(store) == [old.pid, new.pid], 20, "nobody took the lease")
         assert old.pid is not None
         os.kill(old.pid, signal.SIGCONT)
-        wait_until(lambda: beats_of(store.client, old.pid), 20, "the old leader did not come back to watching")
+        wait_until(lambda: watches(store.client, old.pid), 20, "the old leader did not come back to watching")
         assert store.job("j").attempt == 0, "the stale leader gave the job to a slot"
-        assert [event.data["pid"] for event in everything(store) if event.cause == service.LEADS] == [old.pid, new.pid]
+        assert leaders(store) == [old.pid, new.pid]
         store.cordon(SLOT.id, cordoned=False)
         wait_until(lambda: store.job("j").state is JobState.SUCCEEDED, 20, "its successor does nothing")
     assert store.job("j").attempt == 1
@@ -186,9 +186,15 @@ def stopped(pid: int | None) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
 
 
-def beats_of(client: Client, pid: int | None, *, leader: bool = False) -> bool:
+def leaders(store: Store) -> list[int]:
+    """Who has said to lead, which comes after the beat that tells it."""
+    return [event.data["pid"] for event in everything(store) if event.cause == service.LEADS]
+
+
+def watches(client: Client, pid: int | None) -> bool:
+    """Whether that supervisor beats and does not lead."""
     return any(
-        beat is not None and beat.role is Role.SUPERVISOR and beat.pid == pid and beat.leader is leader
+        beat is not None and beat.role is Role.SUPERVISOR and beat.pid == pid and not beat.leader
         for beat in beats.read(client).values()
     )
 
