@@ -17,6 +17,7 @@ from trackside.line import FREE_SLOT
 from trackside.models import Attempt, AttemptState, Beat, Job, JobState, Outcome, Reason, Role
 from trackside.store import Store
 from trackside.testing import wait_until
+from trackside_supervisor.clearsight import ClearSight
 from trackside_supervisor.keeper import SureLease
 from trackside_supervisor.service import Supervisor
 from trackside_supervisor.standstill import OLDER, Standstill
@@ -211,6 +212,7 @@ def test_a_round_takes_no_more_round_trips_for_many_attempts_than_for_one(
     client: Client, store: Store, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a slow line it would in the end be too long for any silence to be judged."""
+    supervisor._sight = ClearSight(3600.0, 0.0)  # on a slow machine the silence of the played workers would be due
     claimed(supervisor, store, Trainer(client, {}), "j")
     asked: list[tuple[object, ...]] = []
     ask, execute = Client.execute_command, Pipeline.execute
@@ -227,7 +229,6 @@ def test_a_round_takes_no_more_round_trips_for_many_attempts_than_for_one(
         """Of one round that reads all, in which nothing is due."""
         supervisor.tick()
         supervisor._resync_due_s = supervisor._tend_due_s = 0.0
-        supervisor._sight.blind(supervisor._clock.monotonic_s())  # on a slow machine the silence of all would be due
         asked.clear()
         with monkeypatch.context() as patched:
             patched.setattr(supervisor, "_beat", lambda *_: None)
