@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from attempts import Attempts
 
 
-def test_a_sigterm_that_comes_while_an_error_is_told_does_not_hide_the_error(attempts: Attempts) -> None:
+@pytest.mark.parametrize("own", ["", "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"], ids=["ours", "own"])
+def test_a_sigterm_that_comes_while_an_error_is_told_does_not_hide_the_error(attempts: Attempts, own: str) -> None:
     attempt = attempts.script(
-        "import os, signal\n"
+        f"import os, signal, sys\n{own}"
         "class Broken(Exception):\n"
         "    def __str__(self):\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"

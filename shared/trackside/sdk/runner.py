@@ -46,6 +46,7 @@ class _Hearing:
     def __init__(self) -> None:
         self.held = True
         self.waits = False
+        self.ours: Any = signal.SIG_DFL  # the handler
 
     def let_in(self) -> None:
         """Heed it from here on, and the one that waits."""
@@ -118,7 +119,7 @@ def _forget_the_parent() -> None:
 
 def _to_the_end(context: AttemptContext, hearing: _Hearing) -> Outcome:
     """Run the program and all that it left behind; a stop request in between cuts that short."""
-    ended, ours = outcome.SUCCEEDED, signal.getsignal(signal.SIGTERM)
+    ended = outcome.SUCCEEDED
     try:
         ended = _call(context, hearing)
         hearing.let_in()
@@ -129,7 +130,10 @@ def _to_the_end(context: AttemptContext, hearing: _Hearing) -> Outcome:
         hearing.held = True
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         return outcome.of_exception(stop) if ended.name == outcome.SUCCEEDED.name else ended
-    if ended is outcome.SUCCEEDED and callable(handler) and handler is not ours:
+    except BaseException:  # noqa: BLE001 - a handler of the script's own, when all is over but the telling
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return outcome.EARLY if ended is outcome.SUCCEEDED else ended
+    if ended is outcome.SUCCEEDED and callable(handler) and handler is not hearing.ours:
         return outcome.EARLY
     return ended
 
@@ -165,6 +169,7 @@ def _take_signals(run: Run, page: ControlPage, hearing: _Hearing) -> None:
         if command is not Command.NONE:  # else it came late, and what it was for has been taken back
             run.request_stop(command.reason)
 
+    hearing.ours = stop
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _leave_children_their_sigterm()
@@ -199,6 +204,12 @@ def _call(context: AttemptContext, hearing: _Hearing) -> Outcome:
         program.execute(context.program, context.work_dir, context.params)
     except BaseException as raised:  # noqa: BLE001 - this is the one place where everything ends, stop requests too
         hearing.held = True
+        while True:
+            try:
+                signal.signal(signal.SIGTERM, hearing.ours)
+                break
+            except BaseException:  # noqa: BLE001, S112 - raised by a handler of the script's own, which is taken down
+                continue
         try:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         except Exception as told:  # noqa: BLE001 - whatever a handler of the script's raises
