@@ -42,7 +42,7 @@ def fault_of(id_: str, name: str, **facts: Any) -> Fault:
 def test_a_result_that_finds_no_server_is_delivered_later(
     system: Throwaway, script: Path, undisturbed: Baseline, judged: Callable[[Result], None]
 ) -> None:
-    job_id = system.submit(script)
+    job_id = system.submit(script, "--step-ms", "30")  # more than a second is left when that step is seen
     beat = system.stepping(job_id, undisturbed.last_step - 40)
     up = system.beat(Role.LAUNCHER)
     at_ms = now_ms()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -70,6 +71,20 @@ def test_on_a_bad_line_every_round_trip_counts(
     assert trips(lambda: store.cordon(SLOT.id, cordoned=True)) == 2
     beats.publish(client, BEAT, 4.0)
     assert trips(lambda: beats.publish(client, BEAT, 4.0)) == 1
+
+
+def test_dropping_a_pipeline_runs_nothing_that_a_ctrl_c_could_be_lost_in(bus_urls: Mapping[str, str]) -> None:
+    client = connect(bus_urls["supervisor"])
+    pipe = client.pipeline()
+    pipe.set("x", "y")
+    ran: list[str] = []
+    sys.setprofile(lambda frame, event, _: ran.append(frame.f_code.co_qualname) if event == "call" else None)
+    try:
+        del pipe
+    finally:
+        sys.setprofile(None)
+    client.close()
+    assert ran == []
 
 
 def test_a_connection_says_who_it_is(bus_urls: Mapping[str, str]) -> None:

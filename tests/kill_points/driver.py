@@ -243,7 +243,7 @@ def redone(job: Job) -> list[int]:
 
 def stop_in_order(job: Job, after_step: int) -> None:
     """Run an attempt until `after_step` is done, and have it save and stop."""
-    attempt = job.start("--step-ms", "5")
+    attempt = job.start("--step-ms", "50")  # slow, so that it is asked before its end
     while attempt.page.completed < after_step and not attempt.ended(0.001):
         continue
     attempt.page.command = Command.PREEMPT

@@ -91,6 +91,10 @@ def _told(error: Exception) -> str:
 class Pipeline(RedisPipeline):
     """A pipeline whose errors are ours."""
 
+    # What a signal raises within a destructor is lost, a Ctrl-C for instance, and a command that looks again and again
+    # destroys pipelines all the time. `with` has tidied up before, so this does nothing, and no handler runs in it.
+    __del__ = object.__init__
+
     def execute(self, raise_on_error: bool = True) -> list[Any]:
         stack = list(self.command_stack)
         if cast(Any, self).transaction or self.watching or any(args[0] not in _READS for args, _ in stack):
