@@ -56,6 +56,14 @@ def fresh_home() -> Iterator[Path]:
         yield home
 
 
+@pytest.fixture
+def hangs_up() -> Iterator[None]:
+    """The end of a terminal is heeded, by what a test starts too, also where the tests run under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture(scope="session")
 def redis_server(server_binary: ServerBinary) -> Iterator[EmbeddedServer]:
     """One server for all tests that do not stop it."""

@@ -175,8 +175,9 @@ class Launcher:
 
     # -- watch -----------------------------------------------------------------------------------------------------
 
-    def _on_signal(self, *_: int | FrameType | None) -> None:
-        self._signals += 1
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if number != signal.SIGHUP or not self._signals:  # shell and kernel both send one: no hurry is meant by it
+            self._signals += 1
 
     def _is_stopped(self) -> bool:
         return self._signals > 0

@@ -232,7 +232,7 @@ class EmbeddedServer:
                 pass_fds=(self._lock_fd,),
                 umask=0o077,
                 start_new_session=True,  # Ctrl-C is the launcher's: services stop first, then the server
-                preexec_fn=_end_with_parent(),  # noqa: PLW1509 -- two system calls, nothing that takes a lock
+                preexec_fn=_end_with_parent(),  # noqa: PLW1509 -- nothing that takes a lock
             )
         except OSError as error:
             raise ServerError(f"cannot run {binary.path}: {error.strerror}. Reinstall it, or remove it") from error

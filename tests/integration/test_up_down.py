@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from server_harness import free_port
-from system import running_system
+from system import TRAIN, running_system
 from trackside import processes
 from trackside.bus import beats
 from trackside.bus.client import connect
-from trackside.models import Beat, Role
+from trackside.models import Beat, Reason, Role
+from trackside.sdk.page import Command, ControlPage
 from trackside.testing import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -91,13 +92,26 @@ def test_a_server_and_a_service_that_cannot_start_again_are_started_once_they_ca
         wait_until(lambda: system.command("health", "supervisor").returncode == 0, 20, "the supervisor does not")
 
 
+@pytest.mark.usefixtures("hangs_up")
 def test_when_its_terminal_goes_away_it_stops_in_order(fresh_home: Path) -> None:
+    script = fresh_home / "train.py"
+    script.write_text(TRAIN)
     with running_system(fresh_home, "--no-dashboard", "--slots", "cpu:1", **TIMES) as system:
+        job_id = system.submit(script, args=("--step-ms", "2000", "--steps", "1000"))
+        system.stepping(job_id, 1)
+        page = ControlPage.open(fresh_home / "jobs" / job_id / "attempts" / "1" / "page")
         pids = processes.descendants(system.process.pid)
         os.kill(system.process.pid, signal.SIGHUP)
+        wait_until(lambda: page.command is Command.PREEMPT, 20, "the training is not asked to stop")
+        page.close()
+        os.kill(system.process.pid, signal.SIGHUP)  # the shell tells of it, and then the kernel
         assert system.process.wait(30) == 0
         assert [pid for pid in pids if processes.look(pid) is not None] == []
         assert not (fresh_home / "run" / "up.json").exists()
+    with running_system(fresh_home, "--no-dashboard", "--slots", "cpu:1", **TIMES) as system:
+        outcome = wait_until(lambda: system.attempts(job_id)[0].outcome, 20, "its end is not told")
+        assert outcome is not None
+        assert outcome.reason is Reason.PREEMPTED
 
 
 def test_a_server_that_could_not_be_written_down_is_found_once_it_can(fresh_home: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -23,6 +24,7 @@ def _run(number: signal.Signals, stops: Stops, ended: list[bool]) -> None:
         ended.append(True)
 
 
+@pytest.mark.usefixtures("hangs_up")
 @pytest.mark.parametrize(
     ("number", "error", "code"),
     [(signal.SIGINT, KeyboardInterrupt, 130), (signal.SIGTERM, SystemExit, 143), (signal.SIGHUP, SystemExit, 129)],
@@ -41,6 +43,29 @@ def test_a_signal_that_comes_while_something_is_made_is_heeded_once_it_can_be_en
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             stops.let_in()
+
+
+def test_a_signal_takes_the_place_of_one_that_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    with taken() as stops:
+        stops.let_in()
+        with suppress(KeyboardInterrupt):  # as if it had been raised within a destructor
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        monkeypatch.setattr("trackside.cli.stops._LOST_S", 0.0)
+        with pytest.raises(SystemExit):
+            signal.raise_signal(signal.SIGTERM)
+        assert stops.exit_code == 143
+
+
+@pytest.mark.usefixtures("hangs_up")
+def test_the_end_of_a_terminal_that_is_told_twice_hurries_nothing() -> None:
+    hurried: list[bool] = []
+    with taken() as stops:
+        stops.hurry = lambda: hurried.append(True)
+        signal.raise_signal(signal.SIGHUP)
+        assert hurried == []
+        signal.raise_signal(signal.SIGINT)
+    assert hurried == [True]
 
 
 def test_under_nohup_the_end_of_the_terminal_is_ignored() -> None:

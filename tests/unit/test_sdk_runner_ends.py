@@ -121,6 +121,33 @@ def test_an_error_is_told_whole_though_a_handler_of_the_script_s_raises_another_
     assert (attempt.error["type"], attempt.error["message"]) == ("Lost", "the connection is gone")
 
 
+@pytest.mark.parametrize(
+    "stderr", ["io.BytesIO()", "type('Tee', (), {'write': lambda *_: 1 / 0, 'flush': lambda *_: 1 / 0})()"]
+)
+def test_an_error_that_the_script_s_own_stderr_does_not_take_is_told_nevertheless(
+    attempts: Attempts, stderr: str
+) -> None:
+    attempt = attempts.script(f"import io, sys\nsys.stderr = {stderr}\nraise ValueError('no data')\n")
+    assert attempt.end()[0] == 1
+    assert (attempt.outcome, attempt.error["message"]) == ("user_error", "no data")
+
+
+def test_a_handler_of_the_script_s_that_exits_while_its_error_is_told_makes_no_success_of_it(
+    attempts: Attempts,
+) -> None:
+    attempt = attempts.script(
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGALRM, lambda *_: sys.exit(0))\n"
+        "class Broken(Exception):\n"
+        "    def __str__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGALRM)\n"
+        "        return 'the data are not there'\n"
+        "raise Broken\n"
+    )
+    assert attempt.end()[0] == 1
+    assert attempt.records("end") == []
+
+
 def test_an_attempt_without_its_folder_ends_with_a_reason(attempts: Attempts) -> None:
     attempt = attempts.make("script", "train.py")
     attempt.context = replace(attempt.context, work_dir=attempts.root / "gone")

@@ -13,7 +13,7 @@ from typing import Final
 
 from trackside.cli.scene import Harm, Scene, is_gone
 from trackside.cli.throwaway import TooLate, now_ms
-from trackside.models import EventKind
+from trackside.models import EventKind, JobState
 from trackside.processes import alive, look, start_time
 from trackside.sdk.page import ControlPage, Phase
 from trackside.testing import wait_until
@@ -52,8 +52,10 @@ def stop_in_a_step(scene: Scene) -> int:
     pid, number = beat.attempt_pid or 0, beat.attempt or 0
     folder = scene.system.home / "jobs" / scene.job / "attempts" / str(number)
     page = ControlPage.open(folder / "page")
-    wait_until(lambda: _stopped_in_a_step(pid, page), scene.patience_s, "the training was never seen in a step")
-    page.close()
+    try:
+        wait_until(lambda: _stopped_in_a_step(pid, page), scene.patience_s, "the training was never seen in a step")
+    finally:
+        page.close()
     return pid
 
 
@@ -131,14 +133,16 @@ def _stands(pid: int) -> bool:
 
 
 def _await(scene: Scene, condition: Callable[[], bool], message: str) -> None:
-    """Wait for something that the run brings about; raises TooLate where it was over before that."""
+    """Wait for something that the run brings about; raises TooLate where it was done before that."""
 
     def come_or_over() -> bool:
-        over = scene.system.job(scene.job).state.terminal  # asked first: what it told, it told before its end
+        state = scene.system.job(scene.job).state  # asked first: what it told, it told before its end
         if condition():
             return True
-        if over:
+        if state is JobState.SUCCEEDED:
             raise TooLate(f"{message} before {scene.job} was over: give the script more steps")
+        if state.terminal:
+            raise AssertionError(f"{message} before {scene.job} {state}")
         return False
 
     wait_until(come_or_over, scene.patience_s, message)

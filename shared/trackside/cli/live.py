@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -188,7 +188,8 @@ def _keys() -> Iterator[Any]:
         tty.setcbreak(fd)
         yield pressed
     finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+        with suppress(termios.error):  # it may be gone
+            termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
 def _no_keys(_key: str, wait_s: float) -> bool:

@@ -1,17 +1,22 @@
 """Signals that end a command which runs a whole system or has taken the terminal: the first ends it, in order.
 
 A second one that raised too would skip the rest of a `finally`, and leave a system, a folder or a terminal as it is
-then; so any more only hurry what is being stopped.
+then; so any more only hurry what is being stopped. Where nothing is being stopped long after the first, that one was
+lost, as what is raised within a destructor is, and the next one takes its place.
 """
 
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Final
 
 from trackside.processes import stop_signals
+
+_LOST_S: Final = 5.0  # more than it takes from the signal to the `finally` that stops a system
 
 
 class Stops:
@@ -24,11 +29,13 @@ class Stops:
         self.held = True
         self.hurry: Callable[[], object] | None = None  # once something is being stopped
         self._first: int | None = None
+        self._raised_s = 0.0
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
         if self.hurry is not None:
-            self.hurry()
-        elif self._first is None:
+            if number != signal.SIGHUP:  # shell and kernel both send one: no hurry is meant by it
+                self.hurry()
+        elif self._first is None or (not self.held and time.monotonic() - self._raised_s > _LOST_S):
             self._first = number
             if not self.held:
                 raise self._end()
@@ -45,6 +52,7 @@ class Stops:
         return 128 + (self._first or 0)
 
     def _end(self) -> BaseException:
+        self._raised_s = time.monotonic()
         return KeyboardInterrupt() if self._first == signal.SIGINT else SystemExit(self.exit_code)
 
 

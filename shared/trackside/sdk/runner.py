@@ -119,7 +119,7 @@ def _forget_the_parent() -> None:
 
 def _to_the_end(context: AttemptContext, hearing: _Hearing) -> Outcome:
     """Run the program and all that it left behind; a stop request in between cuts that short."""
-    ended = outcome.SUCCEEDED
+    ended: Outcome | None = None
     try:
         ended = _call(context, hearing)
         hearing.let_in()
@@ -129,9 +129,11 @@ def _to_the_end(context: AttemptContext, hearing: _Hearing) -> Outcome:
     except StopRequested as stop:
         hearing.held = True
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        return outcome.of_exception(stop) if ended.name == outcome.SUCCEEDED.name else ended
-    except BaseException:  # noqa: BLE001 - a handler of the script's own, when all is over but the telling
+        return outcome.of_exception(stop) if ended is None or ended.name == outcome.SUCCEEDED.name else ended
+    except BaseException:  # a handler of the script's own
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if ended is None:  # what the script raised was just being told
+            raise
         return outcome.EARLY if ended is outcome.SUCCEEDED else ended
     if ended is outcome.SUCCEEDED and callable(handler) and handler is not hearing.ours:
         return outcome.EARLY
@@ -229,8 +231,8 @@ def _told(ended: Outcome) -> Outcome:
         try:
             sys.stderr.write(text)
             sys.stderr.flush()
-        except (OSError, ValueError, AttributeError):
-            pass  # the script closed its stderr; the end line carries the same
+        except Exception:  # noqa: BLE001, S110 - the script closed its stderr, or has one of its own that takes no text
+            pass  # the end line carries the same
     return ended
 
 
@@ -276,8 +278,8 @@ def _flush_output() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (OSError, ValueError, AttributeError):
-            continue  # closed by the script
+        except Exception:  # noqa: BLE001, S112 - closed by the script, or one of its own
+            continue
 
 
 if __name__ == "__main__":
