@@ -12,6 +12,7 @@ DEV_STAMP := $(VENV)/.dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 PYTEST_ARGS ?=
 SECONDS ?= 3600
+SEED ?=
 POINTS ?= 50
 
 .DEFAULT_GOAL := help
@@ -59,7 +60,7 @@ chaos: $(DEV_STAMP)
 
 soak: $(DEV_STAMP)
 	@mkdir -p build
-	PYTHONPATH=tests $(BIN)/python -m chaos.soak --seconds $(SECONDS) --json build/soak.json
+	PYTHONPATH=tests $(BIN)/python -m chaos.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) --json build/soak.json
 
 kill-points: $(DEV_STAMP)
 	@mkdir -p build

@@ -17,7 +17,7 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -295,28 +295,45 @@ def test_a_dead_servers_pid_in_other_hands_is_no_server(own_server: EmbeddedServ
         stranger.kill()
 
 
+class Top:
+    """`trackside top` at a terminal of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self.terminal, other_end = pty.openpty()
+        self.before = termios.tcgetattr(self.terminal)
+        self._drawn = bytearray()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "trackside", "--home", str(home), "top"],
+            env={**os.environ, "COLUMNS": "100", "LINES": "30", "TERM": "xterm"},
+            stdin=other_end, stdout=other_end, stderr=other_end, start_new_session=True,
+        )  # fmt: skip
+        os.close(other_end)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.terminal)
+
+    def shows(self, text: bytes) -> bool:
+        """Whether that was drawn since the start."""
+        with suppress(OSError):  # Linux's way to say that the other end is closed
+            while select.select([self.terminal], [], [], 0)[0]:
+                self._drawn.extend(os.read(self.terminal, 65536))
+        return text in self._drawn
+
+
 def test_top_goes_on_until_q_and_says_since_when_it_is_stale(own_server: EmbeddedServer) -> None:
     world = World.at(own_server.home, {"supervisor": own_server.url("supervisor")})
     world.running("digits-abc123")
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.environ.update(COLUMNS="100", LINES="30", TERM="xterm")
-        os.execv(sys.executable, [sys.executable, "-m", "trackside", "--home", str(world.home), "top"])  # noqa: S606 -- no shell
-    drawn = bytearray()
-
-    def shows(text: bytes) -> bool:
-        while select.select([terminal], [], [], 0)[0]:
-            drawn.extend(os.read(terminal, 65536))
-        return text in drawn
-
-    try:
-        wait_until(lambda: shows(b"digits-abc123"), 20, "no frame was drawn")
+    with Top(world.home) as top:
+        wait_until(lambda: top.shows(b"digits-abc123"), 20, "no frame was drawn")
         own_server.stop()
-        wait_until(lambda: shows(b"STALE"), 20, "a dead server was not told")
-        os.write(terminal, b"q")
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    finally:
-        os.close(terminal)
+        wait_until(lambda: top.shows(b"STALE"), 20, "a dead server was not told")
+        os.write(top.terminal, b"q")
+        assert top.process.wait(20) == 0
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -324,25 +341,10 @@ def test_top_gives_the_terminal_back_when_it_is_ended_from_outside(
     world: World, number: signal.Signals, code: int
 ) -> None:
     world.running("digits-abc123")
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.environ.update(COLUMNS="100", LINES="30", TERM="xterm")
-        os.execv(sys.executable, [sys.executable, "-m", "trackside", "--home", str(world.home), "top"])  # noqa: S606 -- no shell
-    drawn = bytearray()
-
-    def shows(text: bytes) -> bool:
-        with suppress(OSError):  # Linux's way to say that the other end is closed
-            while select.select([terminal], [], [], 0)[0]:
-                drawn.extend(os.read(terminal, 65536))
-        return text in drawn
-
-    before = termios.tcgetattr(terminal)
-    try:
-        wait_until(lambda: shows(b"digits-abc123"), 20, "no frame was drawn")
-        assert termios.tcgetattr(terminal) != before
-        os.kill(pid, number)
-        wait_until(lambda: shows(b"\x1b[?1049l"), 20, "the screen was not given back")
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
-        assert termios.tcgetattr(terminal) == before
-    finally:
-        os.close(terminal)
+    with Top(world.home) as top:
+        wait_until(lambda: top.shows(b"digits-abc123"), 20, "no frame was drawn")
+        assert termios.tcgetattr(top.terminal) != top.before
+        top.process.send_signal(number)
+        wait_until(lambda: top.shows(b"\x1b[?1049l"), 20, "the screen was not given back")
+        assert top.process.wait(20) == code
+        assert termios.tcgetattr(top.terminal) == top.before

@@ -66,7 +66,7 @@ def test_a_killed_training_is_drilled_and_its_cost_told(tmp_path: Path) -> None:
 
 def test_a_hang_and_a_full_disk_need_nothing_of_the_script(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    answer = drill("--faults", "F08a,F37a", "--json", str(report), written(tmp_path, WIDE), "--", *ARGS)
+    answer = drill("--faults", "F08a,F37a", "--seed", "3", "--json", str(report), written(tmp_path, WIDE), "--", *ARGS)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     faults = by_id(report)
     assert [fault["not_applicable"] for fault in faults.values()] == [None, None]
@@ -84,7 +84,7 @@ def test_a_script_whose_result_depends_on_its_attempts_fails_the_drill(tmp_path:
 
 def test_a_script_that_does_not_save_all_of_its_state_fails_when_it_is_paused(tmp_path: Path) -> None:
     report, script = tmp_path / "report.json", written(tmp_path, FORGETFUL)
-    answer = drill("--faults", "F16,C2", "--json", str(report), script, "--", *ARGS)
+    answer = drill("--faults", "F16,C2", "--seed", "3", "--json", str(report), script, "--", *ARGS)
     assert answer.returncode == 1, answer.stdout + answer.stderr
     faults = by_id(report)
     assert faults["F16"]["held"]
@@ -95,7 +95,8 @@ def test_a_script_that_does_not_save_all_of_its_state_fails_when_it_is_paused(tm
 def test_what_a_script_cannot_show_is_not_applicable_and_no_failure(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     faults = "F01,F05,F08a,F13,F14,F37a,F38,C2"
-    answer = drill("--faults", faults, "--slots", "cpu:1", "--json", str(report), written(tmp_path, PLAIN))
+    options = ("--seed", "3", "--slots", "cpu:1", "--json", str(report))
+    answer = drill("--faults", faults, *options, written(tmp_path, PLAIN))
     assert answer.returncode == 0, answer.stdout + answer.stderr
     why = {fault["fault"]: fault["not_applicable"] for fault in by_id(report).values()}
     assert why.pop("F01") is None

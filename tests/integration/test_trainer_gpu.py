@@ -16,6 +16,7 @@ from trackside.bus import streams
 from trackside.models import Event, EventKind, Job, JobState, Reason, Slot
 from trackside.processes import children
 from trackside.testing import wait_until
+from trackside.wholefile import write_whole
 from trainer_harness import Trainer, lives, steps_script, supervised, supervising
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -40,9 +41,7 @@ class Gpus:
             self.facts[uuid] = {**self.facts.get(uuid, {}), **facts}
         idle = {"total_mib": TOTAL_MIB, "used_mib": IDLE_MIB, "processes": [], "xids": [], "clock_event_reasons": 0}
         gpus = [{"uuid": each, **idle, **self.facts.get(each, {})} for each in self.order]
-        aside = self.path.with_suffix(".new")
-        aside.write_text(json.dumps({"gpus": gpus}))
-        aside.replace(self.path)
+        write_whole(self.path, json.dumps({"gpus": gpus}).encode())
 
     def settings(self, *, gpu_free_wait_s: float = 1.0) -> dict[str, float | str]:
         return {"sample_s": 0.1, "gpu_free_wait_s": gpu_free_wait_s, "gpu_table": str(self.path)}
@@ -334,7 +333,7 @@ def test_an_agent_that_starts_while_its_driver_is_away_keeps_its_gpu_slots_and_o
         opened(trainer)
         before = trainer.store.slots()
         trainer.kill_agent()
-        gpus.path.write_text(json.dumps({"answers": False}))
+        write_whole(gpus.path, json.dumps({"answers": False}).encode())
         trainer.start()
         becomes(trainer, "does not show")
         becomes(trainer, "does not show", at=1)

@@ -29,7 +29,7 @@ TIMES = {"profile": "test", "beat_ttl_s": "1.5"}  # beats that outlast a moment 
 def test_one_up_a_home_whose_dashboard_comes_back_and_a_down_that_leaves_nothing(fresh_home: Path) -> None:
     port = free_port()
     with running_system(fresh_home, "--slots", "cpu:1", **TIMES, dashboard_port=str(port)) as system:
-        assert system.cli("health", "dashboard") == "ok"
+        wait_until(lambda: system.command("health", "dashboard").returncode == 0, 40, "the dashboard is not well")
         refused = system.command("up", "--slots", "cpu:1")
         assert refused.returncode == 2
         assert f"is in use by process {system.process.pid}: stop that one first" in refused.stderr

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from trackside.testing import wait_until
+from trackside.wholefile import write_whole
 from trackside_trainer import samples
 from trackside_trainer.gputable import ENVIRONMENT
 from trackside_trainer.samples import GpuLook, GpuSampler, find_gpus
@@ -75,7 +76,7 @@ def test_a_driver_that_comes_up_late_is_seen_by_the_process_that_asked_too_early
     wait_until(sampler.poll, 10, "no line")
     assert sampler.newest == []
     asked = sampler.pids
-    table.write_text(json.dumps({"gpus": [{"uuid": "GPU-a"}]}))
+    write_whole(table, json.dumps({"gpus": [{"uuid": "GPU-a"}]}).encode())  # it is read all the time
     wait_until(lambda: sampler.poll() and sampler.newest, 20, "the driver is there, and nobody looks")
     assert sampler.pids == asked
 
