@@ -17,7 +17,7 @@ import pytest
 
 from store_world import events_of, moved
 from trackside.bus import queue, streams
-from trackside.models import AttemptState, EventKind, JobState, Reason, Slot
+from trackside.models import AttemptState, Beat, EventKind, JobState, Reason, Slot
 from trackside.server import EmbeddedServer
 from trackside.testing import wait_until
 from trainer_harness import Trainer, kill, lives, steps_script, trainer_on
@@ -275,12 +275,13 @@ def test_numbers_and_progress_are_in_the_beat(trainer: Trainer) -> None:
     job = trainer.assign(steps_script(10_000, 0.005))
     pid = trainer.running(job, step=20)
 
-    def told() -> bool:
+    def told() -> Beat | None:
         beat = trainer.beat()
-        return beat is not None and None not in (beat.steps_per_s, beat.cpu_pct, beat.rss_mib, beat.step_age_s)
+        if beat is None or None in (beat.steps_per_s, beat.cpu_pct, beat.rss_mib, beat.step_age_s):
+            return None
+        return beat
 
-    wait_until(told, 20, "the beat tells no progress")
-    beat = trainer.beat()
+    beat = wait_until(told, 20, "the beat tells no progress")
     assert beat is not None
     assert (beat.attempt_pid, beat.total, beat.attempt) == (pid, 10_000, 1)
     assert 0 < (beat.steps_per_s or 0) < 400

@@ -14,14 +14,15 @@ from trackside.server import EmbeddedServer
 from trackside.testing import wait_until
 from trainer_harness import Trainer, lives, trainer_on
 
-WAITS_IN_VAIN_S = 3.0
+TTL_S = 2.0
+WAITS_IN_VAIN_S = 1.5 * TTL_S  # longer than a beat lasts
 QUIET = 0.3  # of a core: it takes 0.04, and 0.88 where its loop does not sleep
 LAST = "import pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\nprint('done')\n"
 
 
 @pytest.fixture
 def trainer(redis_server: EmbeddedServer) -> Iterator[Trainer]:
-    with trainer_on(redis_server) as trainer:
+    with trainer_on(redis_server, beat_ttl_s=TTL_S) as trainer:
         yield trainer
 
 
@@ -41,7 +42,7 @@ def test_an_end_is_told_once_the_record_is_back_and_the_wait_for_it_takes_no_cor
     go.touch()
     wait_until(lambda: '"server_is_behind"' in trainer.log.read_text(), 20, "nothing is said of the lost record")
     wait_until(lambda: not lives(pid), 20, "its process did not end")
-    first = trainer.beat()
+    first = wait_until(trainer.beat, 10, "no worker beats")
     assert first is not None
     began_s = cpu_s(first.pid)
 

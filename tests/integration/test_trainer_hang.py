@@ -6,7 +6,8 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -14,8 +15,10 @@ import pytest
 from typer.testing import CliRunner
 
 from store_world import events_of, moved
+from trackside.bus.client import now_ms
 from trackside.cli.app import app
 from trackside.models import EventKind, Job, JobState, Outcome, Reason
+from trackside.sdk.page import ControlPage
 from trackside.server import EmbeddedServer, ServerBinary
 from trackside.testing import wait_until
 from trainer_harness import Trainer, lives, server_and_trainer, steps_script
@@ -70,19 +73,18 @@ def no_hang_was_seen(trainer: Trainer, job: Job) -> bool:
     return all(text.startswith(SLOWER) for text in notes(trainer, job))
 
 
+def attempt_dir(trainer: Trainer, job: Job) -> Path:
+    return trainer.home / "jobs" / job.id / "attempts" / "1"
+
+
 def ended_after_hang(trainer: Trainer, job: Job) -> tuple[Outcome, float]:
-    """The outcome, and the seconds from the last step to its being on record."""
-    last: list[float] = []
-
-    def stepped() -> bool:
-        beat = trainer.beat()
-        if beat is not None and beat.job == job.id and (beat.step or 0) >= 49:
-            last.append(time.monotonic() - (beat.step_age_s or 0.0))
-            return True
-        return False
-
-    wait_until(stepped, 20, "the script did not come to its hang")
-    return trainer.ended(job, 20), time.monotonic() - last[0]
+    """The outcome, and the seconds from the last step, as its process noted it, to that being on record."""
+    outcome, ended_s = trainer.ended(job, 40), time.monotonic()
+    page = ControlPage.open(attempt_dir(trainer, job) / "page")
+    last_ns = page.boundary_ns
+    page.close()
+    assert last_ns is not None, "it noted no step"
+    return outcome, ended_s - last_ns / 1e9
 
 
 @pytest.mark.parametrize("how", ["wait_for_a_lock()", "hold_the_interpreter()"])
@@ -184,26 +186,34 @@ def test_a_hang_is_found_while_the_server_is_away(both: tuple[EmbeddedServer, Tr
 
 
 def test_a_limit_for_each_attempt_saves_and_ends_it(trainer: Trainer) -> None:
-    outcome = trainer.ended(trainer.assign(steps_script(100_000, 0.01), attempt_timeout_s=0.7), 20)
-    assert (outcome.reason, outcome.detail) == (Reason.TIMEOUT, "the limit of 0.7 s for one attempt was reached")
+    outcome = trainer.ended(trainer.assign(steps_script(100_000, 0.01), attempt_timeout_s=2.0), 20)
+    assert (outcome.reason, outcome.detail) == (Reason.TIMEOUT, "the limit of 2 s for one attempt was reached")
+
+
+WAITS_TO_GO = "while not pathlib.Path('go').exists(): time.sleep(0.01)"
+
+
+def go(trainer: Trainer, job: Job) -> None:
+    (attempt_dir(trainer, job) / "work" / "go").touch()
 
 
 def test_a_script_without_a_step_loop_says_that_it_cannot_pause_and_runs_on(trainer: Trainer) -> None:
-    job = trainer.assign("import time\nprint('on it', flush=True)\ntime.sleep(3)\nprint('done')\n")
+    job = trainer.assign(f"import pathlib, time\nprint('on it', flush=True)\n{WAITS_TO_GO}\nprint('done')\n")
     wait_until(lambda: "on it" in trainer.output(job), 10, "the script does not run")
     trainer.store.pause(job.id)
 
     refused = "it has not come to a step loop within 1 s, and a script without one cannot be paused"
     wait_until(lambda: refused in (trainer.store.job(job.id).detail or ""), 10, "the pause was not refused")
     assert trainer.store.job(job.id).state is JobState.RUNNING
+    go(trainer, job)
     outcome = trainer.ended(job)
     assert (outcome.reason, outcome.exit_code) == (Reason.SUCCEEDED, 0)
     assert "done" in trainer.output(job)
 
 
-LATE = """
-import time, torch, trackside
-time.sleep(0.7)
+LATE = f"""
+import pathlib, time, torch, trackside
+{WAITS_TO_GO}
 run = trackside.init()
 run.checkpointer(model=torch.nn.Linear(1, 1))
 for step in run.steps(100_000):
@@ -211,10 +221,28 @@ for step in run.steps(100_000):
 """
 
 
-def test_a_pause_that_comes_before_the_step_loop_waits_for_it(trainer: Trainer) -> None:
+@pytest.fixture
+def unhurried(fresh_home: Path, bus_urls: Mapping[str, str]) -> Iterator[Trainer]:
+    """A trainer that gives a script the 10 s of the usual profile to come to its loop, and looks often."""
+    often = {"beat_s": 0.1, "control_poll_s": 0.02, "ship_s": 0.01}
+    with Trainer(fresh_home, bus_urls, settings={"profile": "default", **often}) as running:
+        yield running
+
+
+def looks_again(trainer: Trainer) -> None:
+    """Wait until the worker has looked at its job anew: it does so between any two beats."""
+    for _ in range(2):
+        now = now_ms(trainer.client)
+        wait_until(lambda: (beat := trainer.beat()) and beat.at_ms > now, 10, "the worker stands still")  # noqa: B023 -- called at once
+
+
+def test_a_pause_that_comes_before_the_step_loop_waits_for_it(unhurried: Trainer) -> None:
+    trainer = unhurried
     job = trainer.assign(LATE)
     wait_until(lambda: trainer.attempt(job).pid is not None, 10, "its process did not start")
     trainer.store.pause(job.id)
+    looks_again(trainer)
+    go(trainer, job)
     outcome = trainer.ended(job)
     assert (outcome.reason, outcome.exit_code) == (Reason.PAUSED, 75)
     assert outcome.first_step == 1

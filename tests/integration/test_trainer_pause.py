@@ -70,6 +70,19 @@ def asked_to_pause(trainer: Trainer, job: Job) -> None:
     wait_until(lambda: '"attempt_stopping"' in log_of(trainer, job), 20, "it was not asked to pause")
 
 
+def taken_back(trainer: Trainer, job: Job) -> None:
+    """Resume it and return when its process has been told."""
+    assert trainer.store.resume(job.id).state is JobState.RUNNING
+    wait_until(lambda: '"pause_taken_back"' in log_of(trainer, job), 20, "its pause was not taken back")
+
+
+WAITS_TO_GO = "while not pathlib.Path('go').exists(): time.sleep(0.01)"
+
+
+def go(trainer: Trainer, job: Job) -> None:
+    (trainer.home / "jobs" / job.id / "attempts" / "1" / "work" / "go").touch()
+
+
 def refused(trainer: Trainer, job: Job, *words: str) -> None:
     found = wait_until(
         lambda: (now := trainer.store.job(job.id)).state is JobState.RUNNING and now, 10, "the pause was not refused"
@@ -81,6 +94,8 @@ def refused(trainer: Trainer, job: Job, *words: str) -> None:
 
 
 LONG_STEP = f"if step == 5: print('long', flush=True); time.sleep({LONG_S})"
+STANDS = f"if step == 5:\n        print('long', flush=True)\n        {WAITS_TO_GO}"
+NO_LIMIT = 0.0  # of a stall: such a step lasts for as long as the test takes
 
 
 def test_a_pause_waits_for_a_step_that_is_longer_than_the_grace(trainer: Trainer) -> None:
@@ -111,25 +126,27 @@ def test_a_cancel_does_not_wait_for_what_a_pause_waits_for(trainer: Trainer) -> 
     trainer.says(job, "long")
     asked_to_pause(trainer, job)
     trainer.store.cancel(job.id)
-    outcome = trainer.ended(job, STALL_S)
+    outcome = trainer.ended(job)
     assert (outcome.reason, outcome.signal) == (Reason.CANCELLED, "SIGKILL")
 
 
 def test_a_pause_that_is_taken_back_changes_nothing(trainer: Trainer) -> None:
-    job = trainer.assign(trains(within=LONG_STEP, total=60))
+    job = trainer.assign(trains(within=STANDS, total=60), stall_limit_s=NO_LIMIT)
     trainer.says(job, "long")
     asked_to_pause(trainer, job)
-    assert trainer.store.resume(job.id).state is JobState.RUNNING
+    taken_back(trainer, job)
+    go(trainer, job)
     outcome = trainer.ended(job)
     assert (outcome.reason, outcome.last_step) == (Reason.SUCCEEDED, 60)
     assert trainer.steps(job) == list(range(1, 61))
 
 
 def test_a_stranger_who_stops_a_run_after_a_pause_was_taken_back_is_heard(trainer: Trainer) -> None:
-    job = trainer.assign(trains(within=LONG_STEP))
+    job = trainer.assign(trains(within=STANDS), stall_limit_s=NO_LIMIT)
     trainer.says(job, "long")
     asked_to_pause(trainer, job)
-    trainer.store.resume(job.id)
+    taken_back(trainer, job)
+    go(trainer, job)
     pid = trainer.running(job, step=8)
     os.kill(pid, signal.SIGTERM)
     outcome = trainer.ended(job)
@@ -152,6 +169,7 @@ def test_a_script_that_saves_nothing_is_not_paused_and_is_told_how_it_could_be(t
 
 
 LOADS = f"print('loads', flush=True)\ntime.sleep({LOADS_S})"
+LOADS_UNTIL_TOLD = f"print('loads', flush=True)\n{WAITS_TO_GO}"
 STARTS = """
 import pathlib, time, torch, trackside
 {imports}
@@ -185,10 +203,11 @@ def test_a_pause_waits_for_a_run_that_loads(trainer: Trainer, script: str) -> No
 
 
 def test_a_pause_that_a_loading_run_is_asked_for_can_be_taken_back(trainer: Trainer) -> None:
-    job = trainer.assign(starts(loads=LOADS, total=20))
+    job = trainer.assign(starts(loads=LOADS_UNTIL_TOLD, total=20))
     trainer.says(job, "loads")
     asked_to_pause(trainer, job)
-    assert trainer.store.resume(job.id).state is JobState.RUNNING
+    taken_back(trainer, job)
+    go(trainer, job)
     outcome = trainer.ended(job)
     assert (outcome.reason, outcome.last_step) == (Reason.SUCCEEDED, 20)
 
@@ -217,11 +236,16 @@ def test_a_pause_waits_for_the_imports_of_a_script_that_has_stepped_before(
         trainer.ended(job)
 
 
-UNMODIFIED = "import time\nprint('works', flush=True)\ntime.sleep(3)"
-LOGS = (
-    "import time, trackside\nrun = trackside.init()\n"
-    "for at in range(200):\n    run.log(step=at, loss=0.5)\n    print('works', flush=True)\n    time.sleep(0.02)"
-)
+UNMODIFIED = f"import pathlib, time\nprint('works', flush=True)\n{WAITS_TO_GO}"
+LOGS_UNTIL_TOLD = """
+at = 0
+while not pathlib.Path('go').exists():
+    at += 1
+    run.log(step=at, loss=0.5)
+    print('works', flush=True)
+    time.sleep(0.02)
+"""
+LOGS = f"import pathlib, time, trackside\nrun = trackside.init()\n{LOGS_UNTIL_TOLD}"
 
 
 @pytest.mark.parametrize("script", [UNMODIFIED, LOGS], ids=["unmodified", "logs"])
@@ -230,30 +254,33 @@ def test_a_script_that_does_not_come_to_a_loop_is_not_paused(trainer: Trainer, s
     trainer.says(job, "works")
     trainer.store.pause(job.id)
     refused(trainer, job, "has not come to a step loop within 1 s")
+    go(trainer, job)
     assert trainer.ended(job).reason is Reason.SUCCEEDED
 
 
 def test_a_refusal_does_not_stand_beside_the_steps_that_come_after_it(trainer: Trainer) -> None:
-    job = trainer.assign(starts(imports=LOADS.replace(str(LOADS_S), str(2 * LOADS_S)), total=100))
+    job = trainer.assign(starts(imports=LOADS_UNTIL_TOLD, total=400))
     trainer.says(job, "loads")
     trainer.store.pause(job.id)
     refused(trainer, job, "has not come to a step loop")
+    go(trainer, job)
     trainer.running(job, step=1)
     wait_until(lambda: trainer.store.job(job.id).detail is None, 10, "it is said to have no loop while it steps")
     outcome = trainer.ended(job)
-    assert (outcome.reason, outcome.last_step) == (Reason.SUCCEEDED, 100), "the refused pause was taken up again"
+    assert (outcome.reason, outcome.last_step) == (Reason.SUCCEEDED, 400), "the refused pause was taken up again"
     assert causes(trainer, job).count(LOOP_BEGUN) == 1
 
 
 def test_a_script_that_saves_without_a_loop_is_not_waited_for_longer_than_a_start_may_take(
     server_binary: ServerBinary,
 ) -> None:
-    script = starts(loads=f"for at in range(400):\n    run.log(step=at, loss=0.5)\n    time.sleep({4 / 400})", total=1)
+    script = starts(loads=LOGS_UNTIL_TOLD, total=1)
     with server_and_trainer(server_binary, startup_limit_s=1.5) as (_, trainer):
         job = trainer.assign(script)
         wait_until(lambda: trainer.steps(job), 20, "it does not log")
         trainer.store.pause(job.id)
         refused(trainer, job, "within 1.5 s")
+        go(trainer, job)
         outcome = trainer.ended(job)
         assert (outcome.reason, outcome.last_step) == (Reason.SUCCEEDED, 1), "the refused pause was heeded"
 
@@ -274,11 +301,12 @@ def test_a_pause_that_the_disk_does_not_take_is_refused_and_the_next_one_works(
 
 def test_a_pause_after_the_last_step_is_refused_where_that_was_not_saved(trainer: Trainer) -> None:
     job = trainer.assign(
-        trains(before="files_of_at_most(FULL)", after="print('tests', flush=True)\ntime.sleep(3)", total=20)
+        trains(before="files_of_at_most(FULL)", after=f"print('tests', flush=True)\n{WAITS_TO_GO}", total=20)
     )
     trainer.says(job, "tests")
     trainer.store.pause(job.id)
     refused(trainer, job, "was not written (File too large)")
+    go(trainer, job)
     assert trainer.ended(job).reason is Reason.SUCCEEDED
 
 
@@ -306,9 +334,10 @@ def test_a_script_that_leaves_at_sigterm_is_paused_at_its_boundary_all_the_same(
 
 
 def test_a_script_that_ends_by_itself_before_it_hears_of_its_pause_has_succeeded(trainer: Trainer) -> None:
-    job = trainer.assign(trains(within=f"if step == 5: print('long', flush=True); time.sleep({LONG_S}); break"))
+    job = trainer.assign(trains(within=f"{STANDS}\n        break"), stall_limit_s=NO_LIMIT)
     trainer.says(job, "long")
     asked_to_pause(trainer, job)
+    go(trainer, job)
     outcome = trainer.ended(job)
     assert (outcome.reason, outcome.detail, outcome.last_step) == (Reason.SUCCEEDED, "finished", 4)
 
