@@ -132,6 +132,45 @@ def test_an_error_that_the_script_s_own_stderr_does_not_take_is_told_nevertheles
     assert (attempt.outcome, attempt.error["message"]) == ("user_error", "no data")
 
 
+@pytest.mark.parametrize("code", ["sys.exit(0.0)", "sys.exit([0])", "sys.exit(Odd())"])
+def test_only_none_and_the_whole_number_0_are_a_good_end(attempts: Attempts, code: str) -> None:
+    odd = "class Odd:\n    def __eq__(self, other): raise TypeError\n    def __str__(self): raise TypeError\n"
+    attempt = attempts.script(f"import sys\n{odd}{code}\n")
+    assert attempt.end()[0] == 1
+    assert (attempt.outcome, attempt.error["type"]) == ("user_error", "SystemExit")
+
+
+def test_an_error_in_a_group_of_its_own_is_that_error(attempts: Attempts) -> None:
+    attempt = attempts.script("raise ExceptionGroup('tasks', [ExceptionGroup('more', [MemoryError('full')])])\n")
+    assert attempt.end()[0] == 1
+    assert (attempt.outcome, attempt.error["message"]) == ("oom_host", "full")
+
+
+def test_exit_handlers_run_though_the_threads_could_not_be_joined(attempts: Attempts) -> None:
+    attempt = attempts.script(
+        "import atexit, threading\n"
+        "atexit.register(print, 'handled')\n"
+        "threading._register_atexit(lambda: 1 / 0)\n"  # called before the joining, as that of a pool of threads is
+    )
+    code, out, err = attempt.end()
+    assert (code, attempt.outcome, out) == (0, "succeeded", "handled\n")
+    assert "ZeroDivisionError" in err
+
+
+def test_a_checkpoint_is_finished_though_the_loop_was_left_and_is_held_on_to(attempts: Attempts) -> None:
+    attempt = attempts.script(
+        "import torch, trackside\n"
+        "run = trackside.init()\n"
+        "run.checkpointer(model=torch.nn.Linear(512, 512), every=2)\n"
+        "steps = run.steps(100)\n"
+        "for step in steps:\n"
+        "    if step == 3:\n"
+        "        break\n"
+    )
+    assert attempt.end()[0] == 0
+    assert [record["s"] for record in attempt.records("ck")] == [2]
+
+
 def test_a_handler_of_the_script_s_that_exits_while_its_error_is_told_makes_no_success_of_it(
     attempts: Attempts,
 ) -> None:

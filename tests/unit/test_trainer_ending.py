@@ -46,6 +46,8 @@ STOPS = (Reason.PREEMPTED, Reason.PAUSED, Reason.CANCELLED, Reason.TIMEOUT, Reas
         (EARLY, Exit(status=None, asked=Reason.PREEMPTED), Reason.PREEMPTED),
         *((end("succeeded"), Exit(status=OK, asked=asked), Reason.SUCCEEDED) for asked in STOPS),
         *((end("user_error", EXIT), Exit(status=FAILED, asked=asked), asked) for asked in STOPS),
+        *((end("user_error", ERROR, early=True), Exit(status=FAILED, asked=asked), asked) for asked in STOPS),
+        (end("user_error", ERROR, early=True), Exit(status=FAILED), Reason.USER_ERROR),
         (end("user_error", EXIT), Exit(status=FAILED), Reason.USER_ERROR),
         (end("user_error", ERROR), Exit(status=FAILED), Reason.USER_ERROR),
         (end("oom_gpu", ERROR), Exit(status=FAILED), Reason.OOM_GPU),

@@ -111,7 +111,7 @@ def _reason(end: Mapping[str, Any] | None, seen: Exit) -> tuple[Reason, str]:
     told = _TOLD.get(str(end.get("outcome"))) if end is not None else None
     if told is Reason.SUCCEEDED and seen.status in (0, None):
         return _well(end or {}, seen)
-    left = told is Reason.USER_ERROR and (failure := _failure(end or {})) is not None and failure.type == "SystemExit"
+    left = told is Reason.USER_ERROR and _left(end or {})
     if seen.asked is Reason.PAUSED:  # it has paused if it says so; what died on the way, or left otherwise, has not
         asked = Reason.PAUSED if told is Reason.PAUSED or left else None
     else:
@@ -130,6 +130,12 @@ def _reason(end: Mapping[str, Any] | None, seen: Exit) -> tuple[Reason, str]:
             f"finished, and then ended with {_status(seen)}",
         )
     return _silent(seen)
+
+
+def _left(end: Mapping[str, Any]) -> bool:
+    """Whether an error may be how a program answers a stop: by `sys.exit`, or from a SIGTERM handler of its own."""
+    failure = _failure(end)
+    return end.get("early") is True or (failure is not None and failure.type == "SystemExit")
 
 
 def _well(end: Mapping[str, Any], seen: Exit) -> tuple[Reason, str]:

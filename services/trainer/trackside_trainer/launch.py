@@ -26,7 +26,7 @@ from trackside_trainer.preload import as_if_fresh
 # What is ours to know: addresses and passwords of the bus above all.
 _OURS: Final = ("TRACKSIDE_", "RQ_", "REDIS_", "VALKEY_")
 _SET_BY_US: Final = ("PYTORCH_NVML_BASED_CUDA_CHECK",)
-_DEFAULTED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1)
+_DEFAULTED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1)
 _EXEC_FAILED: Final = 127
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -29,7 +29,7 @@ class Outcome:
     exit_code: int
     error: dict[str, Any] | None = None
     bad_step: int | None = None  # diverged: where that began
-    early: bool = False  # succeeded, perhaps too early: it left by sys.exit, or has a SIGTERM handler of its own
+    early: bool = False  # perhaps in answer to a stop: it left by sys.exit, or has a SIGTERM handler of its own
 
 
 SUCCEEDED: Final = Outcome(name="succeeded", exit_code=EXIT_OK)
@@ -46,13 +46,23 @@ def of_exception(raised: BaseException) -> Outcome:
         return Outcome(name=name, exit_code=EXIT_STOPPED)
     if isinstance(raised, SystemExit):
         return _of_exit(raised)
+    if isinstance(raised, BaseExceptionGroup) and len(raised.exceptions) == 1:  # as from a TaskGroup
+        return of_exception(raised.exceptions[0])
     return Outcome(name=_class_of(raised), exit_code=EXIT_ERROR, error=_error(raised))
 
 
+def despite(stop: StopRequested, ended: Outcome) -> Outcome:
+    """The outcome of a run that was left by `stop`, however the program ended that was stopped."""
+    failed = ended.name == "user_error"
+    if ended.name != SUCCEEDED.name and not (failed and not isinstance(stop, Diverged)):
+        return ended
+    return replace(of_exception(stop), error=ended.error) if failed else of_exception(stop)
+
+
 def _of_exit(raised: SystemExit) -> Outcome:
-    if raised.code is None or raised.code == 0:
+    if raised.code is None or (isinstance(raised.code, int) and raised.code == 0):  # as the interpreter has it
         return EARLY
-    said = f"the program exited with code {raised.code}" if isinstance(raised.code, int) else str(raised.code)
+    said = f"the program exited with code {raised.code}" if isinstance(raised.code, int) else _message(raised)
     error = {"type": "SystemExit", "message": said[:_MESSAGE_CHARS], "traceback": formatted(raised)}
     return Outcome(name="user_error", exit_code=EXIT_ERROR, error=error)
 

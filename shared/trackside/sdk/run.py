@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _MAX_ARRIVING: Final = 4096  # records waiting for a GPU; beyond it the oldest is waited for, so that memory is bounded
 _SAVES_FIRST: Final = frozenset({Command.PREEMPT.reason, Command.PAUSE.reason})
-_LEAVES_AT_ONCE: Final = frozenset({Command.CANCEL.reason, Command.FENCED.reason})
+LEAVES_AT_ONCE: Final = frozenset({Command.CANCEL.reason, Command.FENCED.reason})
 
 _current: ContextVar[Run | None] = ContextVar("trackside_run", default=None)
 _process_run: list[Run] = []  # threads start with an empty context, and they belong to the same run
@@ -98,7 +98,7 @@ class Run:
         self._looping = False
         self._loop_used = False
         self._asked_to_stop: str | None = None
-        self._leaves = False  # it has obeyed a stop
+        self.left_by: StopRequested | None = None  # what ended it, whatever the script makes of that
         self._checkpointer: Checkpointer | None = None
         self._watch = Watch()
         self._waiting: deque[tuple[int, int, dict[str, Plain | Arriving]]] = deque()
@@ -208,14 +208,14 @@ class Run:
         """
         if reason != Command.PAUSE.reason:
             self._asked_to_stop = reason
-        elif self._looping or self._leaves:  # a second StopRequested would cut off what the script does at the first
+        elif self._looping or self.left_by is not None:  # a second one would cut off what the script does at the first
             return
         elif not self._saved:
             self._page.refuse(self._page.asks, self._trouble)
             return
         if not self._looping:
-            self._leaves = True
-            raise StopRequested(reason)
+            self.left_by = StopRequested(reason)
+            raise StopRequested(reason)  # another: one that is raised holds on to all that the script has
 
     def opened(self) -> None:
         """Say that the script uses this run: from here on it is expected to come to its first step."""
@@ -230,6 +230,11 @@ class Run:
         while self._waiting:
             self._write_first()
 
+    def settle(self) -> None:
+        """Finish a checkpoint that is being written."""
+        if self._checkpointer is not None:
+            self._checkpointer.settle()
+
     def watch(self, names: Sequence[str]) -> None:
         """Stop the run when one of these metrics stays NaN or infinite; none of them: never."""
         if tuple(names) != self._watch.names:
@@ -238,8 +243,7 @@ class Run:
     def close(self) -> None:
         """Flush, finish a checkpoint that is being written, and close the journal."""
         self.flush()
-        if self._checkpointer is not None:
-            self._checkpointer.settle()
+        self.settle()
         self._sink.close()
 
     def _steps(self, total: int | None) -> Iterator[int]:
@@ -261,14 +265,14 @@ class Run:
                 self._in_step = False
                 self._boundary(step, last=step == total)
         except StopRequested as stop:
-            waits = stop.reason not in _LEAVES_AT_ONCE
+            waits = stop.reason not in LEAVES_AT_ONCE
             raise
         finally:
             self._in_step = self._looping = False
             page.phase = Phase.STARTING  # what follows, such as a test, has no steps to be judged by
             self.flush()
-            if waits and self._checkpointer is not None:
-                self._checkpointer.settle()
+            if waits:
+                self.settle()
 
     def _boundary(self, step: int, *, last: bool) -> None:
         """Tell progress, save what is due, obey a command: in this order, so that a stop loses no step."""
@@ -281,6 +285,7 @@ class Run:
         elif self._waiting:
             self._write_arrived()
         if self._watch.verdict is not None:
+            self.left_by = self._watch.verdict
             raise self._watch.verdict
         if checkpointer is not None:
             checkpointer.check()
@@ -317,7 +322,7 @@ class Run:
                 if not self._saved:
                     page.refuse(asks, self._trouble)
                     continue
-            self._leaves = True
+            self.left_by = StopRequested(stop)
             raise StopRequested(stop)
 
     @property
