@@ -20,6 +20,13 @@ def test_the_last_twenty_lines_are_kept_each_bounded(tmp_path: Path) -> None:
     assert len(text) < 600
 
 
+def test_a_bar_that_draws_itself_anew_is_one_line_as_it_stood_last(tmp_path: Path) -> None:
+    output = tmp_path / "output.log"
+    bar = "".join(f"\rEpoch 1: {part:3d}%" for part in range(60))
+    output.write_bytes(f"WARNING: data shard 7 is missing\r\n \r\n50%\r   \n{bar}\r".encode())
+    assert last_lines(output) == "last output:\nWARNING: data shard 7 is missing\nEpoch 1:  59%"
+
+
 def test_a_crash_dump_is_found_without_its_list_of_modules(tmp_path: Path) -> None:
     output = tmp_path / "output.log"
     output.write_text(

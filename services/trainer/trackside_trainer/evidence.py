@@ -36,7 +36,9 @@ def last_lines(output: Path, *, before_crash: bool = False) -> str | None:
     text = _tail(output)
     if before_crash:
         text = text[: crash.start()] if (crash := _CRASH.search(text)) else text
-    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    # What a progress bar drew anew is the same line, of which the last state counts.
+    parts = (line.rstrip("\r").rsplit("\r", 1)[-1].rstrip() for line in text.split("\n"))
+    lines = [part for part in parts if part]
     shown = [line if len(line) <= _LINE_CHARS else f"{line[:_LINE_CHARS]}..." for line in lines[-_LINES:]]
     return "last output:\n" + "\n".join(shown) if shown else None
 
