@@ -76,6 +76,26 @@ def test_logs_of_one_attempt_and_the_last_lines(world: World) -> None:
     assert "1 attempt:" in world.run("logs", "digits", "--attempt", "9", code=2).err
 
 
+def test_a_bar_that_draws_itself_anew_counts_as_one_of_the_last_lines(world: World) -> None:
+    world.running("digits-abc123")
+    bar = b"".join(b"\rEpoch 1: %3d%%" % part for part in range(101))
+    streams.ship_output(world.client, "digits-abc123", 1, 2000, bar + b"\nepoch done\n")
+
+    out = world.start("logs", "digits", "--tail", "3").communicate(timeout=LIMIT_S)[0]
+    assert out.splitlines()[0] == "line 2"  # read as text, where each part is a line
+    assert len(out.splitlines()) == 104
+
+
+def test_on_a_terminal_nothing_of_an_attempt_runs_into_the_next(world: World) -> None:
+    world.running("digits-abc123")
+    streams.ship_output(world.client, "digits-abc123", 1, 30, "died at \u00e9".encode()[:-1])
+    _second_attempt(world, "digits-abc123")
+
+    out = terminal_output(world, "logs", "digits")
+
+    assert out == "hello red\nline 2\ndied at \ufffd\n--- attempt 2 ---\nagain\n"
+
+
 def test_following_ends_when_the_job_has_ended_and_all_is_printed(world: World) -> None:
     world.running("digits-abc123")
     process = world.start("logs", "-f", "digits")

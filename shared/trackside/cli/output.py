@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import re
 import sys
 from collections.abc import Iterator
@@ -135,7 +136,8 @@ def _until_back(store: Store) -> None:
 
 
 def _last_lines(text: bytes, count: int) -> bytes:
-    return b"".join(text.splitlines(keepends=True)[-count:]) if count else b""
+    # Lines of a file end with \n alone: a progress bar's carriage returns draw the same line anew.
+    return b"".join(io.BytesIO(text).readlines()[-count:]) if count else b""
 
 
 class _Sink:
@@ -144,14 +146,17 @@ class _Sink:
     def __init__(self) -> None:
         self._tty = sys.stdout.isatty()
         self._attempt: int | None = None
+        self._within_line = False
         self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
 
     def write(self, text: bytes, attempt: int | None = None) -> None:
         if self._tty:
             if attempt is not None and self._attempt not in (None, attempt):
-                sys.stdout.write(f"--- attempt {attempt} ---\n")
+                self._show(self._decode(b"", True))  # one that died may have left half a character
+                head = "\n" if self._within_line else ""
+                self._show(f"{head}--- attempt {attempt} ---\n")
             self._attempt = attempt or self._attempt
-            sys.stdout.write(block(self._decode(text)))
+            self._show(self._decode(text))
         else:
             sys.stdout.buffer.write(text)
 
@@ -160,8 +165,14 @@ class _Sink:
 
     def close(self) -> None:
         if self._tty:
-            sys.stdout.write(block(self._decode(b"", True)))
+            self._show(self._decode(b"", True))
         self.flush()
+
+    def _show(self, text: str) -> None:
+        shown = block(text)
+        sys.stdout.write(shown)
+        if shown:
+            self._within_line = not shown.endswith("\n")
 
 
 def events(
