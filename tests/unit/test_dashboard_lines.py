@@ -117,12 +117,73 @@ def test_memory_stays_bounded_and_spikes_survive_it(monkeypatch: pytest.MonkeyPa
     assert held.steps[-1] == 20_000
 
 
+def long_line(monkeypatch: pytest.MonkeyPatch, *parts: tuple[int, range], spike: int | None = None) -> Line:
+    """What is held of more points than are kept, in batches of 100 by (attempt, steps)."""
+    monkeypatch.setattr(lines, "POINTS_MAX", 4096)
+    made = Columns()
+    for attempt, steps in parts:
+        for first in steps[::100]:
+            some = list(range(first, min(first + 100, steps.stop)))
+            made.add(attempt, batch(some, [9.0 if step == spike else 10 * math.exp(-step / 15_000) for step in some]))
+    return made.lines()["loss"]
+
+
+def test_a_line_thinned_again_and_again_holds_all_parts_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = long_line(monkeypatch, (1, range(1, 100_001)), spike=20_000)
+    assert len(held) <= 4096
+    counts, _ = np.histogram(held.steps, bins=10, range=(1, 100_000))
+    assert min(counts) > 60, counts
+    assert 20_000 in held.steps
+    frame = charts.points(held, "step")
+    assert len(frame) <= charts.POINTS_SHOWN
+    assert 20_000 in set(frame["step"])
+    for step in range(5_000, 100_000, 5_000):
+        drawn = np.interp(step, frame["step"], frame["value"])
+        assert step == 20_000 or drawn == pytest.approx(10 * math.exp(-step / 15_000), abs=0.3), step
+
+
+@pytest.mark.parametrize("axis", ["step", "time"])
+def test_a_curve_is_drawn_as_finely_where_fewer_points_are_held(axis: charts.Axis) -> None:
+    steps = np.concatenate([np.arange(0, 100_000, 100), np.arange(100_000, 110_000)])
+    held = Line(
+        steps=steps, at_ms=steps * 50, attempts=np.ones(len(steps), dtype=np.int64), values=np.sin(steps / 3000)
+    )
+    frame = charts.points(held, axis)
+    assert len(frame) <= charts.POINTS_SHOWN
+    assert int((frame["step"] < 100_000).sum()) > 200
+    assert int((frame["step"] >= 100_000).sum()) > 200
+
+
+def test_thinning_brings_no_superseded_value_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = long_line(monkeypatch, (1, range(1, 4001)), (2, range(3001, 8001)))
+    shown = canonical(held)
+    redone = shown.steps > 3000
+    assert redone.any()
+    assert set(shown.attempts[redone]) == {2}
+    assert set(shown.attempts[~redone]) == {1}
+
+
+def test_thinning_leaves_what_no_newer_attempt_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = long_line(monkeypatch, (1, range(1, 4001)), (2, range(2001, 3001)), (3, range(4001, 5001)))
+    shown = canonical(held)
+    assert set(shown.attempts[shown.steps <= 2000]) == {1}
+    assert set(shown.attempts[(shown.steps > 2000) & (shown.steps <= 3000)]) == {2}
+    assert set(shown.attempts[(shown.steps > 3000) & (shown.steps <= 4000)]) == {1}
+
+
 def test_names_made_anew_each_step_do_not_fill_the_memory() -> None:
     made = Columns()
     for step in range(1, 1001):
         made.add(1, Batch(steps=(step,), at_ms=(step,), series={f"name-{step}": (1.0,)}))
     assert len(made.by_name) == lines.LINES_MAX
     assert made.left_out == 1000 - lines.LINES_MAX
+
+
+def test_a_gap_is_no_value_left_out() -> None:
+    made = Columns()
+    for number in range(lines.LINES_MAX + 1):
+        made.add(1, Batch(steps=(1, 2, 3), at_ms=(1, 2, 3), series={f"name-{number}": (None, 1.0, "NaN")}))
+    assert made.left_out == 2
 
 
 def test_a_line_given_out_never_changes() -> None:

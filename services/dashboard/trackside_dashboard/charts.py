@@ -25,7 +25,12 @@ def points(line: Line, axis: Axis, limit: int = POINTS_SHOWN) -> pd.DataFrame:
     By step, each step shows its highest attempt; by time, everything that was written, one line an attempt.
     """
     shown = canonical(line) if axis == "step" else line
-    shown = taken(shown, kept(shown.values, limit))
+    if len(shown) > limit:
+        x = shown.steps if axis == "step" else np.maximum.accumulate(shown.at_ms)
+        half = (
+            limit // 2
+        )  # by x a part of which fewer points are held keeps its width, by count a lone far one its rest
+        shown = taken(shown, np.union1d(kept(shown.values, half), kept(shown.values, half, x)))
     good = np.isfinite(shown.values)
     odd = [None if ok else text.number(float(value)) for ok, value in zip(good, shown.values, strict=True)]
     return pd.DataFrame(
