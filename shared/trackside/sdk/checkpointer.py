@@ -8,7 +8,9 @@ do. Only when the directory has its name does the journal's line tell of it.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,9 +63,9 @@ class Checkpointer:
         self._best, self._best_mode = best, best_mode
         self._best_value: float | None = None
         self._background = Background() if background else None
-        self._skipped = self._failed = 0  # the failed ones in a row
+        self._failed = 0  # in a row
+        self._happened: Counter[str] = Counter()
         self._asked = False
-        self._checked_load = False
         self._rng: dict[str, Any] | None = None
         self._now: Callable[[], int | None] = lambda: None  # the completed step, None inside of a step
         self._restore(resume)
@@ -142,6 +144,7 @@ class Checkpointer:
     ) -> None:
         try:
             written = self._store.write(step, files, facts)
+            self._check_loads(step, self._store.root / written.name)
         except OSError as error:
             self._failed += 1
             self.trouble = error.errno or 0
@@ -153,8 +156,6 @@ class Checkpointer:
                 )
             return
         self._failed = 0
-        if not self._checked_load:
-            self._check_loads(written.name)
         took_ms = _ms_since(began)
         told = self._emit(
             {
@@ -172,16 +173,21 @@ class Checkpointer:
             self.trouble = self._lost_for()
             return
         self.saved_step, self.trouble = step, 0
-        self._store.prune(self._keep, best=self._best, best_mode=self._best_mode, accepted=self._accepted())
+        try:
+            self._store.prune(self._keep, best=self._best, best_mode=self._best_mode, accepted=self._accepted())
+        except OSError as error:
+            self._note_at_times(
+                "unpruned",
+                "checkpoints that are not needed any more were not removed",
+                f", for the disk failed ({error}): {disk.remedy(error.errno)}",
+            )
 
     def _skip(self, step: int) -> None:
-        self._skipped += 1
-        if self._skipped in _TOLD_AT:
-            times = "" if self._skipped == 1 else f" ({self._skipped} so far)"
-            self._note(
-                f"the checkpoint of step {step} was left out{times}, the one before is still being written: "
-                "save less often, or to a faster disk"
-            )
+        self._note_at_times(
+            "skipped",
+            f"the checkpoint of step {step} was left out",
+            ", the one before is still being written: save less often, or to a faster disk",
+        )
 
     def restore_rng(self) -> None:
         """Set the random number generators as they were; for right before the first step, after loaders were built."""
@@ -202,16 +208,23 @@ class Checkpointer:
             states = torch_state.snapshot(states)
         return {name: torch_state.writer(state) for name, state in states.items()}
 
-    def _check_loads(self, name: str) -> None:
-        """Read the first checkpoint back: state that cannot be loaded must fail now, not at the first resume."""
-        checkpoint = next(c for c in self._store.all() if c.name == name)
+    def _check_loads(self, step: int, path: Path) -> None:
+        """Read a checkpoint back: state that cannot be loaded must fail now, not at a resume without older ones."""
         try:
             for file in (*(f"{part}.pt" for part in self._parts), _EXTRA, _RNG):
-                torch_state.load(checkpoint.path / file)
-        except CheckpointError:
-            self._store.quarantine(checkpoint)
+                torch_state.check_loads(path / file)
+        except FileNotFoundError:  # somebody removed it: then it was not written
             raise
-        self._checked_load = True
+        except (OSError, MemoryError) as error:
+            self._note_at_times(
+                "unread",
+                f"the checkpoint of step {step} was not read back",
+                f", for the machine failed ({type(error).__name__}: {error}): look at its disk and at its free memory",
+            )
+        except CheckpointError:
+            with suppress(OSError):
+                self._store.quarantine(Checkpoint(path=path, step=step, attempt=self._store.attempt))
+            raise
 
     def _restore(self, resume: Sequence[ResumePoint] | None) -> None:
         check_to_go_on(self._store.root, resume or ())
@@ -248,6 +261,13 @@ class Checkpointer:
         self._rng = torch_state.load(checkpoint.path / _RNG)
         self.step = checkpoint.step
         self.saved_step = checkpoint.step
+
+    def _note_at_times(self, kind: str, what: str, why: str) -> None:
+        """Tell of what may happen very often, the more rarely the more often it does."""
+        self._happened[kind] += 1
+        count = self._happened[kind]
+        if count in _TOLD_AT:
+            self._note(what + ("" if count == 1 else f" ({count} so far)") + why)
 
     def _note(self, text: str) -> None:
         self._emit({"k": "note", "t": now_ms(), "level": "warning", "text": text})

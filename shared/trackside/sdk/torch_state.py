@@ -19,6 +19,8 @@ from trackside.sdk.checkpoints import HashingFile
 
 _OLDEST: Final = (2, 10)  # before it, weights_only loading could still be made to run code
 _PLAIN: Final = (bool, int, float, str, bytes, type(None))
+_MACHINE_FAILED: Final = ("allocate memory", "unable to mmap")  # torch says it by a RuntimeError
+_NUMPY_PLAIN: Final = "?bhilqBHILQefdgFDGUS"  # numpy's codes of numbers and text
 
 
 def torch() -> ModuleType:
@@ -116,19 +118,56 @@ def writer(state: Any) -> Callable[[HashingFile], None]:
 
 def load(path: Path) -> Any:
     """Read a torch file onto the CPU without running anything in it; raises CheckpointError when that cannot be."""
+    try:
+        return _load(path)
+    except (OSError, MemoryError) as error:
+        raise CheckpointError(
+            f"{path.name} could not be read ({type(error).__name__}: {str(error)[:300]}): look at its disk and at the "
+            "machine's free memory"
+        ) from error
+
+
+def check_loads(path: Path) -> None:
+    """Raise CheckpointError when what a torch file holds cannot be loaded, without reading its tensors.
+
+    OSError or MemoryError means that this was not found out.
+    """
+    _load(path, mmap=True)
+
+
+def _load(path: Path, *, mmap: bool = False) -> Any:
     module = torch()
     try:
-        return module.load(path, weights_only=True, map_location="cpu")
+        with module.serialization.safe_globals(_numpy_globals()):
+            return module.load(path, weights_only=True, map_location="cpu", mmap=mmap)
+    except (OSError, MemoryError):
+        raise
     except Exception as error:
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in _MACHINE_FAILED):
+            raise MemoryError(str(error)) from error
         raise CheckpointError(
             f"{path.name} does not load with weights_only=True ({type(error).__name__}: {str(error)[:300]}): "
             "keep tensors and plain values in the state of that part"
         ) from error
 
 
+def _numpy_globals() -> list[tuple[Any, str]]:
+    """What loading numpy's scalars calls, none of which runs code of the file; as pairs, unlike a script's own list."""
+    try:
+        import numpy as np
+    except ImportError:
+        return []
+    scalar = np.float64(0).__reduce__()[0]
+    types: list[type] = [np.dtype, *{type(np.dtype(code)) for code in _NUMPY_PLAIN}]
+    return [
+        *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")),  # of numpy 2 and of numpy 1
+        *((kind, f"{kind.__module__}.{kind.__qualname__}") for kind in types),
+    ]
+
+
 def check_plain(value: Any, where: str) -> None:
-    """Raise TypeError unless `value` is made of plain values, lists, tuples, dicts and tensors."""
-    if isinstance(value, (*_PLAIN, torch().Tensor)):
+    """Raise TypeError unless `value` is made of plain values, lists, tuples, dicts, tensors and numpy's scalars."""
+    if type(value) in _PLAIN or isinstance(value, torch().Tensor) or _is_numpy_plain(value):
         return
     if type(value) in (list, tuple):
         for index, item in enumerate(value):
@@ -139,6 +178,11 @@ def check_plain(value: Any, where: str) -> None:
             check_plain(item, f"{where}[{key!r}]")
     else:
         raise TypeError(f"{where} is a {type(value).__name__}: keep numbers, text, lists, dicts and tensors there")
+
+
+def _is_numpy_plain(value: Any) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.generic) and value.dtype.char in _NUMPY_PLAIN
 
 
 def capture_rng() -> dict[str, Any]:
