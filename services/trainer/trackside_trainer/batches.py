@@ -12,10 +12,10 @@ from trackside.models import Batch
 
 MAX_RECORDS: Final = 2_000
 MAX_BYTES: Final = 256 * 1024
+MAX_WHOLE: Final = 2**53  # JSON readers elsewhere lose digits beyond it
 _MAX_CELLS: Final = 50_000  # each point may bring new names: without a bound the columns grow with the square
 _MAX_NAME: Final = 200
 _NO_NUMBERS: Final = frozenset({"NaN", "Infinity", "-Infinity"})
-_MAX_WHOLE: Final = 2**53  # JSON readers elsewhere lose digits beyond it
 _MAX_SUMMARY_BYTES: Final = 64 * 1024
 
 
@@ -73,7 +73,7 @@ class BatchBuilder:
 
 def whole(value: Any) -> int | None:
     """A whole number that every reader can hold, else None."""
-    return value if type(value) is int and abs(value) <= _MAX_WHOLE else None
+    return value if type(value) is int and abs(value) <= MAX_WHOLE else None
 
 
 def _point(value: Any) -> float | str | None:

@@ -25,9 +25,10 @@ from trackside.codec import decode, encode
 from trackside.errors import Fenced
 from trackside.models import Batch, CheckpointRef, EventKind
 from trackside.sdk.checkpoints import parse_name
+from trackside.sdk.encode import dumps_line
 from trackside.sdk.journal import JournalReader
 from trackside.store import Store
-from trackside_trainer.batches import MAX_BYTES, BatchBuilder, whole
+from trackside_trainer.batches import MAX_BYTES, MAX_WHOLE, BatchBuilder, whole
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # a directory beside others, and nothing else
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -106,6 +107,7 @@ class JournalTail:
         self._on_accepted = on_accepted
         self._checkpoints = path.parents[2] / "checkpoints"  # beside the folder of all attempts
         self._told = 0  # up to which byte the records' facts have been told once
+        self._left_out: set[str] = set()  # the kinds of records of which it has been told
         client = store.client
         self._stream = _FencedStream(
             client,
@@ -123,10 +125,16 @@ class JournalTail:
             return False
         builder, end = BatchBuilder(), reached
         for after, record in JournalReader(self._path, reached).read():
-            if after - end <= _RECORD_MAX_BYTES:
-                self._tell(record, again=after <= self._told)
-                self._told = max(self._told, after)
+            again = after <= self._told
+            size = after - end
+            if size > _RECORD_MAX_BYTES:
+                size = len(dumps_line(record))  # damaged lines may have come before it
+            if size <= _RECORD_MAX_BYTES:
+                self._tell(record, again=again)
                 builder.add(record)
+            elif not again:
+                self._tell_large(record, size)
+            self._told = max(self._told, after)
             end = after
             if builder.full or end - reached >= MAX_BYTES:
                 break
@@ -161,6 +169,22 @@ class JournalTail:
             case "note":
                 level, text = _text(record.get("level")), _text(record.get("text"))
                 store.note_attempt(job, number, EventKind.NOTE, "note", level=level, text=text)
+            case "m" if whole(record.get("s")) is None:
+                words = f"what was logged at step {record.get('s')} is in the journal only, as at each such step"
+                self._tell_left_out("step", f"{words}: a step is a whole number of {MAX_WHOLE} at most")
+
+    def _tell_large(self, record: dict[str, Any], size: int) -> None:
+        kind = record["k"]
+        what = f"metrics of step {record.get('s')}" if kind == "m" else kind
+        words = f"a record of {size} bytes ({what}) is in the journal only, as is each such of more than"
+        self._tell_left_out(kind, f"{words} {_RECORD_MAX_BYTES} bytes: log fewer or smaller values at once")
+
+    def _tell_left_out(self, kind: str, text: str) -> None:
+        """Warn of the first of a kind: a script that logs one logs them at each step."""
+        if kind not in self._left_out:
+            text = text[:_NOTE_MAX_CHARS]
+            self._store.note_attempt(self._job, self._number, EventKind.NOTE, "note", level="warning", text=text)
+            self._left_out.add(kind)
 
     def _tell_checkpoint(self, record: dict[str, Any]) -> None:
         name, step, digest = record.get("name"), whole(record.get("s")), record.get("digest")
