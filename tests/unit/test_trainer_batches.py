@@ -46,9 +46,24 @@ def test_what_no_reader_could_hold_is_left_out_and_the_rest_is_carried() -> None
         {"k": "summary", "m": {"big": "x" * 100_000, "whole": 10**30, "fine": [1]}},
     )  # fmt: skip
     assert batch.steps == (1,)
-    assert batch.series == {"huge": ("Infinity",), "flag": (1.0,), "x" * 200: (1.0,)}
+    assert {name: column for name, column in batch.series.items() if len(name) < 200} == {
+        "huge": ("Infinity",), "flag": (1.0,),
+    }  # fmt: skip
+    assert len(batch.series) == 3
     assert batch.summary["fine"] == [1]
     assert decode(Batch, encode(batch)) == batch
+
+
+def test_names_that_begin_alike_stay_apart_however_long_they_are() -> None:
+    alike = "model." + "layers.block." * 20
+    names = ["x" * 200, *(alike + end for end in ("q", "k", "v"))]
+    values = {name: float(at) for at, name in enumerate(names)}
+    batch = built(point(1, **values), point(2, **values), {"k": "summary", "m": values})
+    assert sorted(batch.series.values()) == [(0.0, 0.0), (1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]
+    assert sorted(batch.summary.values()) == [0.0, 1.0, 2.0, 3.0]
+    assert all(len(name) == 200 for name in batch.series)
+    assert list(batch.series)[0] == "x" * 200
+    assert list(batch.series)[1].startswith(alike[:187])
 
 
 def test_a_batch_is_full_before_its_columns_explode() -> None:

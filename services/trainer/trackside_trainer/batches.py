@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -58,7 +59,7 @@ class BatchBuilder:
     def _add_point(self, step: Any, at_ms: Any, values: Any) -> None:
         if whole(step) is None or whole(at_ms) is None or not isinstance(values, dict):
             return
-        points = {name[:_MAX_NAME]: point for name, value in values.items() if (point := _point(value)) is not None}
+        points = {_short(name): point for name, value in values.items() if (point := _point(value)) is not None}
         # A step that is logged in several calls is one point, or a hundred names would make ten thousand cells.
         if not self._steps or self._steps[-1] != step or not self._in_row.isdisjoint(points):
             self._steps.append(step)
@@ -74,6 +75,14 @@ class BatchBuilder:
 def whole(value: Any) -> int | None:
     """A whole number that every reader can hold, else None."""
     return value if type(value) is int and abs(value) <= MAX_WHOLE else None
+
+
+def _short(name: str) -> str:
+    """A name as it is, or cut to the bound with a digest, since the names of a model's parts begin alike."""
+    if len(name) <= _MAX_NAME:
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    return f"{name[: _MAX_NAME - len(digest) - 1]}~{digest}"
 
 
 def _point(value: Any) -> float | str | None:
@@ -94,7 +103,7 @@ def bounded(values: Mapping[str, Any]) -> dict[str, Any]:
         try:
             size = len(orjson.dumps(value))
         except TypeError:
-            kept[str(name)[:_MAX_NAME]] = "(left out: no JSON)"
+            kept[_short(str(name))] = "(left out: no JSON)"
             continue
-        kept[str(name)[:_MAX_NAME]] = value if size <= _MAX_SUMMARY_BYTES else f"(left out: {size} bytes)"
+        kept[_short(str(name))] = value if size <= _MAX_SUMMARY_BYTES else f"(left out: {size} bytes)"
     return kept
