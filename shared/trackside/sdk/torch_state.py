@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -85,14 +85,14 @@ def _copied_tensor(tensor: Any, module: ModuleType, copies: dict[Any, Any]) -> A
     """The copy, one for all names under which the same tensor appears, as tied weights do."""
     if type(tensor) not in (module.Tensor, module.nn.Parameter) or tensor.layout is not module.strided:
         return tensor.detach().clone()
-    key = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+    shown = (tensor.dtype, tensor.is_conj(), tensor.is_neg())
+    key = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), *shown)
     if key in copies and tensor.numel():
         return copies[key][1]
     with module.no_grad():
-        if tensor.is_cuda:  # pinned, so that the copies overlap; they are waited for once, at the end
-            taken = module.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-        else:
-            taken = tensor.detach().clone()
+        on_gpu = tensor.is_cuda  # into pinned memory, so that the copies overlap; they are waited for once, at the end
+        taken = module.empty_like(tensor, device="cpu" if on_gpu else tensor.device, pin_memory=on_gpu)
+        taken.copy_(tensor, non_blocking=on_gpu)
     copies[key] = (tensor, taken)  # the tensor too: its memory must not be given out again meanwhile
     return taken
 
@@ -191,7 +191,7 @@ def capture_rng() -> dict[str, Any]:
     version, words, gauss = random.getstate()
     state: dict[str, Any] = {
         "torch_cpu": module.get_rng_state(),
-        "python": {"version": version, "words": module.tensor(words, dtype=module.int64), "gauss": gauss},
+        "python": {"version": version, "words": _words(words), "gauss": gauss},
     }
     if module.cuda.is_available() and module.cuda.is_initialized():
         state["torch_cuda"] = module.cuda.get_rng_state_all()
@@ -200,12 +200,17 @@ def capture_rng() -> dict[str, Any]:
         kind, keys, position, has_gauss, gauss = numpy.random.get_state(legacy=True)
         state["numpy"] = {
             "kind": str(kind),
-            "keys": module.tensor(keys.tolist(), dtype=module.int64),
+            "keys": _words(keys.tolist()),
             "position": int(position),
             "has_gauss": int(has_gauss),
             "gauss": float(gauss),
         }
     return state
+
+
+def _words(words: Sequence[int]) -> Any:
+    module = torch()
+    return module.tensor(words, dtype=module.int64, device="cpu")  # whatever the script's default device is
 
 
 def restore_rng(state: dict[str, Any]) -> list[str]:
