@@ -73,7 +73,7 @@ def test_what_left_the_script_is_classified(attempts: Attempts, code: str, outco
     attempt = attempts.script(code)
     returned, _, err = attempt.end()
     assert attempt.outcome == outcome, err
-    assert returned == {"succeeded": 0, "paused": 75}.get(outcome, 1)
+    assert returned == (3 if code == "raise SystemExit(3)" else {"succeeded": 0, "paused": 75}.get(outcome, 1))
     if kind is not None:
         assert attempt.error["type"] == kind
 
@@ -144,6 +144,57 @@ def test_an_error_in_a_group_of_its_own_is_that_error(attempts: Attempts) -> Non
     attempt = attempts.script("raise ExceptionGroup('tasks', [ExceptionGroup('more', [MemoryError('full')])])\n")
     assert attempt.end()[0] == 1
     assert (attempt.outcome, attempt.error["message"]) == ("oom_host", "full")
+
+
+def test_a_group_is_told_whole_and_no_exit_in_one_is_a_success(attempts: Attempts) -> None:
+    attempt = attempts.script("raise ExceptionGroup('all tasks', [ValueError('no data')]) from KeyError('cause')\n")
+    assert attempt.end()[0] == 1
+    assert (attempt.outcome, attempt.error["type"], attempt.error["message"]) == ("user_error", "ValueError", "no data")
+    assert "all tasks" in attempt.error["traceback"]
+    assert "cause" in attempt.error["traceback"]
+    attempt = attempts.script("raise BaseExceptionGroup('all tasks', [SystemExit(0)])\n")
+    assert attempt.end()[0] == 1
+    assert attempt.outcome == "user_error"
+
+
+@pytest.mark.parametrize("then", ["", "raise ValueError('no data')\n"], ids=["well", "failed"])
+def test_files_are_written_out_though_a_stop_comes_while_threads_are_joined(attempts: Attempts, then: str) -> None:
+    attempt = attempts.script(
+        "import os, signal, threading\n"
+        "file = open('result.txt', 'w')\n"
+        "file.write('result')\n"
+        "def last():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    threading.Event().wait()\n"
+        "threading._register_atexit(last)\n"  # called before the joining
+        f"{then}"
+    )
+    assert attempt.end()[0] == (1 if then else 75)
+    assert (attempt.context.work_dir / "result.txt").read_text() == "result"
+
+
+def test_a_handler_of_the_script_s_takes_no_end_away_while_a_checkpoint_is_finished(attempts: Attempts) -> None:
+    attempt = attempts.script(
+        "import os, signal, time, torch, trackside\n"
+        "from trackside.sdk import checkpoints\n"
+        "def interrupt(*_): raise KeyboardInterrupt\n"
+        "signal.signal(signal.SIGALRM, interrupt)\n"
+        "write = checkpoints.CheckpointStore.write\n"
+        "def slow(*args, **options):\n"
+        "    time.sleep(0.3)\n"
+        "    os.kill(os.getpid(), signal.SIGALRM)\n"
+        "    time.sleep(0.1)\n"
+        "    return write(*args, **options)\n"
+        "checkpoints.CheckpointStore.write = slow\n"
+        "run = trackside.init()\n"
+        "run.checkpointer(model=torch.nn.Linear(2, 2), every=2)\n"
+        "steps = run.steps(100)\n"
+        "for step in steps:\n"
+        "    if step == 3:\n"
+        "        break\n"
+    )
+    assert attempt.end()[0] == 0
+    assert (attempt.outcome, [record["s"] for record in attempt.records("ck")]) == ("succeeded", [2])
 
 
 def test_exit_handlers_run_though_the_threads_could_not_be_joined(attempts: Attempts) -> None:

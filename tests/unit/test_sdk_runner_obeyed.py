@@ -9,22 +9,23 @@ from trackside.sdk.page import Command
 
 ASKS = "os.kill(os.getpid(), signal.SIGTERM)"  # a stranger's: it is heeded at the next boundary
 LOOP = f"for step in run.steps(): {ASKS}\n"
-INIT = "import os, signal, sys, trackside\nrun = trackside.init()\n"
+INIT = "import os, signal, sys, trackside\nfrom trackside.errors import StopRequested\nrun = trackside.init()\n"
 
 
 @pytest.mark.parametrize(
     "code",
     [
         f"try:\n    {LOOP}except:\n    pass\n",
-        f"try:\n    {LOOP}except trackside.StopRequested:\n    sys.exit()\n",
+        f"try:\n    {LOOP}except StopRequested:\n    sys.exit()\n",
         f"try:\n    {LOOP}finally:\n    1 / 0\n",
         f"try:\n    {LOOP}except:\n    pass\nraise ValueError('no results')\n",
         f"try:\n    {ASKS}\nexcept BaseException as stop:\n    told = stop\nraise BaseExceptionGroup('', [told])\n",
         f"try:\n    {ASKS}\nexcept:\n    pass\n",
         f"class Loud:\n    def __del__(self): {ASKS}\nloud = Loud()\ndel loud\n",
         f"import atexit\natexit.register(lambda: {ASKS})\n",
+        f"try:\n    {LOOP}finally:\n    raise MemoryError\n",
     ],
-    ids=["swallowed", "left", "finally", "failed", "group", "unmodified", "destructor", "exit handler"],
+    ids=["swallowed", "left", "finally", "failed", "group", "unmodified", "destructor", "exit handler", "memory"],
 )
 def test_a_stop_that_the_script_swallows_is_a_stop(attempts: Attempts, code: str) -> None:
     attempt = attempts.script(INIT + code)
@@ -36,6 +37,19 @@ def test_an_error_that_came_before_the_stop_is_the_error(attempts: Attempts) -> 
     attempt = attempts.script(f"{INIT}import atexit\natexit.register(lambda: {ASKS})\nraise ValueError('no data')\n")
     assert attempt.end()[0] == 1
     assert (attempt.outcome, attempt.error["message"]) == ("user_error", "no data")
+
+
+def test_a_pause_that_was_taken_back_is_no_stop(attempts: Attempts) -> None:
+    attempt = attempts.script(
+        f"{INIT}from trackside.sdk.page import Command\n"
+        "page = run._page\n"
+        "page.command = Command.PAUSE\n"
+        "page.signals()\n"
+        f"try:\n    {ASKS}\nexcept StopRequested:\n    page.command = Command.NONE\n"
+        "for step in run.steps(3): pass\n"
+    )
+    assert attempt.end()[0] == 0
+    assert attempt.outcome == "succeeded"
 
 
 def test_a_divergence_that_the_script_swallows_is_a_divergence(attempts: Attempts) -> None:

@@ -115,6 +115,12 @@ def test_an_end_without_words_is_explained(status: int, says: str) -> None:
     assert says in (judge(None, Exit(status=status)).detail or "")
 
 
+def test_a_disk_is_blamed_only_where_the_process_lived_to_write_its_end() -> None:
+    unwritten = end("succeeded", unwritten=True)
+    assert "its disk" in (judge(unwritten, Exit(status=OK)).detail or "")
+    assert "its disk" not in (judge(unwritten, Exit(status=KILLED)).detail or "")
+
+
 def test_who_asked_for_a_stop_is_told() -> None:
     stranger = judge(end("preempted"), Exit(status=STOPPED), first_step=1)
     assert (stranger.reason, (stranger.detail or "")[:31]) == (Reason.PREEMPTED, "somebody other than Trackside a")

@@ -88,7 +88,7 @@ def judge(end: Mapping[str, Any] | None, seen: Exit, **facts: Any) -> Outcome:
     reason, detail = _reason(end, seen)
     if seen.lost_gpu is not None and reason in _OF_A_LOST_GPU:
         reason, detail = Reason.GPU_LOST, f"the driver does not show its GPU {seen.lost_gpu} any more; {detail}"
-    if end is not None and end.get("unwritten") is True:
+    if end is not None and end.get("unwritten") is True and seen.signal_name is None:  # else it died before it could
         detail = f"{detail}; its disk did not take the end of its journal: free space on it"
     stranger = reason is Reason.PREEMPTED and seen.asked is None and seen.status is not None
     if reason in (Reason.PREEMPTED, Reason.PAUSED) and facts.get("first_step") is None:

@@ -46,21 +46,23 @@ class Hearing:
 
     def take_back(self) -> None:
         """Put the handler where the script may have put one of its own."""
-        while True:
-            try:
-                handler = signal.signal(signal.SIGTERM, self._ours)
-                break
-            except BaseException:  # noqa: BLE001, S112 - raised by a handler of the script's own, which is taken down
-                continue
-        if handler is signal.SIG_IGN:
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
             self._heard = self._page.signalled  # none of them came to the script
+        _install(signal.SIGTERM, self._ours)
 
     def end(self) -> None:
-        """Heed nothing from here on: the outcome is known. Raises what a signal does that came just before."""
+        """Heed no SIGTERM from here on: the outcome is known. Raises what one does that came just before."""
         pending = signal.SIGTERM in signal.sigpending()  # the script holds it back, so it has not left for it
         handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self.missed = handler is not signal.SIG_IGN and not pending and self._heard != self._page.signalled
         self.taken_over = callable(handler) and handler is not self._ours
+
+    def deafen(self) -> None:
+        """Let no signal that this process handles cut short what is still to be told."""
+        self.held = True
+        for number in signal.valid_signals():
+            if callable(signal.getsignal(number)):
+                _install(number, signal.SIG_IGN)
 
     def _stop(self, _number: int, _frame: Any) -> None:
         if self.held:
@@ -72,6 +74,16 @@ class Hearing:
             command = Command.PREEMPT
         if command is not Command.NONE:  # else it came late, and what it was for has been taken back
             self._run.request_stop(command.reason)
+
+
+def _install(number: int, handler: Any) -> None:
+    """Put a handler in the place of whatever there is, which may raise meanwhile."""
+    while True:
+        try:
+            signal.signal(number, handler)
+            break
+        except BaseException:  # noqa: BLE001, S112 - raised by a handler of the script's own
+            continue
 
 
 def _leave_children_their_sigterm() -> None:

@@ -52,10 +52,7 @@ def forget_the_parent() -> None:
 
 
 def finish() -> None:
-    """Join the script's threads, run its exit handlers and write out the files that it left open.
-
-    A StopRequested cuts that short.
-    """
+    """Join the script's threads and run its exit handlers; a StopRequested cuts that short."""
     try:
         threading._shutdown()  # type: ignore[attr-defined]  # private, and the only way to join as Python does
     except StopRequested:
@@ -68,7 +65,6 @@ def finish() -> None:
         raise
     except BaseException:  # noqa: BLE001 - as above
         _print_error()
-    _flush_files()
 
 
 def flush_output() -> None:
@@ -83,8 +79,21 @@ def _print_error() -> None:
         traceback.print_exc()
 
 
+def flush_files(limit_s: float | None = None) -> None:
+    """Write out what stands in the buffers of files that the script left open; wait for it so long, None: to its end.
+
+    Of files only, since a pipe that nobody reads takes it never.
+    """
+    thread = threading.Thread(target=_flush_files, name="trackside-flush", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # no more threads for this user
+        _flush_files()
+    else:
+        thread.join(limit_s)
+
+
 def _flush_files() -> None:
-    """Write out what stands in buffers; of files only, since a pipe that nobody reads takes it never."""
     with suppress(Exception):
         for found in gc.get_objects():
             if issubclass(type(found), _BUFFERED):  # `isinstance` asks the object, and some answer at length

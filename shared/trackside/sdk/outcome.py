@@ -16,6 +16,7 @@ EXIT_ERROR: Final = 1
 EXIT_STOPPED: Final = 75  # EX_TEMPFAIL: asked to stop, may go on later
 
 _STOPS: Final = frozenset({"preempted", "paused", "cancelled", "fenced"})
+_FAILURES: Final = frozenset({"user_error", "oom_host", "oom_gpu"})  # of the program; a device's tell of the device
 _OURS: Final = str(Path(__file__).parent)
 _MESSAGE_CHARS: Final = 4_000
 _TRACEBACK_CHARS: Final = 32_000
@@ -46,17 +47,27 @@ def of_exception(raised: BaseException) -> Outcome:
         return Outcome(name=name, exit_code=EXIT_STOPPED)
     if isinstance(raised, SystemExit):
         return _of_exit(raised)
-    if isinstance(raised, BaseExceptionGroup) and len(raised.exceptions) == 1:  # as from a TaskGroup
-        return of_exception(raised.exceptions[0])
-    return Outcome(name=_class_of(raised), exit_code=EXIT_ERROR, error=_error(raised))
+    inner = _alone(raised)
+    if inner is not raised and isinstance(inner, StopRequested):
+        return of_exception(inner)
+    return Outcome(name=_class_of(inner), exit_code=EXIT_ERROR, error=_error(inner, formatted(raised)))
+
+
+def _alone(raised: BaseException) -> BaseException:
+    """What a group of one holds, as a TaskGroup raises it; to the interpreter no exit is one in a group."""
+    inner = raised
+    while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
+        inner = inner.exceptions[0]
+    return raised if isinstance(inner, SystemExit) else inner
 
 
 def despite(stop: StopRequested, ended: Outcome) -> Outcome:
     """The outcome of a run that was left by `stop`, however the program ended that was stopped."""
-    failed = ended.name == "user_error"
-    if ended.name != SUCCEEDED.name and not (failed and not isinstance(stop, Diverged)):
-        return ended
-    return replace(of_exception(stop), error=ended.error) if failed else of_exception(stop)
+    if ended.name == SUCCEEDED.name:
+        return of_exception(stop)
+    if ended.name in _FAILURES and not isinstance(stop, Diverged):  # in the clean-up, say
+        return replace(of_exception(stop), error=ended.error)
+    return ended
 
 
 def _of_exit(raised: SystemExit) -> Outcome:
@@ -64,7 +75,8 @@ def _of_exit(raised: SystemExit) -> Outcome:
         return EARLY
     said = f"the program exited with code {raised.code}" if isinstance(raised.code, int) else _message(raised)
     error = {"type": "SystemExit", "message": said[:_MESSAGE_CHARS], "traceback": formatted(raised)}
-    return Outcome(name="user_error", exit_code=EXIT_ERROR, error=error)
+    code = raised.code & 0xFF if isinstance(raised.code, int) else EXIT_ERROR
+    return Outcome(name="user_error", exit_code=code or EXIT_ERROR, error=error)
 
 
 def _class_of(raised: BaseException) -> str:
@@ -87,12 +99,12 @@ def _is_cuda_error(raised: BaseException) -> bool:
     return type(raised) is RuntimeError and _message(raised).startswith("CUDA error:")
 
 
-def _error(raised: BaseException) -> dict[str, Any]:
+def _error(raised: BaseException, trace: str) -> dict[str, Any]:
     kind = type(raised)
     name = (
         kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
     )
-    return {"type": name, "message": _message(raised)[:_MESSAGE_CHARS], "traceback": formatted(raised)}
+    return {"type": name, "message": _message(raised)[:_MESSAGE_CHARS], "traceback": trace}
 
 
 def _message(raised: BaseException) -> str:

@@ -6,7 +6,7 @@
     8  step of the newest checkpoint that the bus has accepted, written by the worker, -1 none
     9  how often the worker has asked for something or taken it back    10  1: the run has a checkpointer
     11 the number (field 9) of the pause that was refused, -1 none       12 the error number behind that, 0 none
-    13 how the attempt ended, 0 not yet    14 its first bad step, 0 none    15 1: it succeeded, perhaps too early
+    13 how the attempt ended, 0 not yet    14 its first bad step, 0 none    15 1: perhaps it left because it was asked
     16 the number (field 9) of what the worker has sent its newest SIGTERM for, 0 none yet
 
 Each field is one aligned 64-bit word, so that a reader never sees half a value. Only the worker writes fields 1, 8, 9
@@ -67,7 +67,7 @@ class End:
 
     outcome: str
     bad_step: int | None = None
-    early: bool = False  # succeeded, perhaps too early
+    early: bool = False  # perhaps it left because it was asked
 
 
 class ControlPage:

@@ -98,6 +98,7 @@ class Run:
         self._looping = False
         self._loop_used = False
         self._asked_to_stop: str | None = None
+        self._pid = os.getpid()
         self.left_by: StopRequested | None = None  # what ended it, whatever the script makes of that
         self._checkpointer: Checkpointer | None = None
         self._watch = Watch()
@@ -256,6 +257,7 @@ class Run:
         waits = True
         try:
             self._obey()
+            self.left_by = None  # what was swallowed before has been taken back, else it would not go on
             if self._checkpointer is not None:
                 self._checkpointer.restore_rng()
             for step in itertools.count(first) if total is None else range(first, total + 1):
@@ -269,10 +271,11 @@ class Run:
             raise
         finally:
             self._in_step = self._looping = False
-            page.phase = Phase.STARTING  # what follows, such as a test, has no steps to be judged by
-            self.flush()
-            if waits:
-                self.settle()
+            if os.getpid() == self._pid:  # else a child that the script forked leaves its copy of the loop
+                page.phase = Phase.STARTING  # what follows, such as a test, has no steps to be judged by
+                self.flush()
+                if waits:
+                    self.settle()
 
     def _boundary(self, step: int, *, last: bool) -> None:
         """Tell progress, save what is due, obey a command: in this order, so that a stop loses no step."""

@@ -33,6 +33,7 @@ from trackside.sdk.page import ControlPage, End, Phase
 from trackside.sdk.run import LEAVES_AT_ONCE, Run, set_current
 
 _KEPT: Final[list[IO[str]]] = []
+_CHILD_S: Final = 1.0  # to write out files: the lock of one may belong to a thread that a fork has not brought along
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -48,8 +49,12 @@ def run_attempt(context: AttemptContext, *, forked: bool = True) -> int:
         hearing = Hearing(run, page)
         hearing.begin()
         ended = _to_the_end(context, run, hearing)
-        if os.getpid() == own:  # else a child that the script forked has come here, and its end is nobody's but its own
+        hearing.deafen()
+        if os.getpid() == own:
+            interpreter.flush_files()
             _write_end(run, page, ended)
+        else:  # a child that the script forked has come here, and its end is nobody's but its own
+            interpreter.flush_files(_CHILD_S)
     except BaseException:  # noqa: BLE001 - a forked child must never come back into its parent's code
         with suppress(Exception):
             traceback.print_exc()
@@ -89,10 +94,9 @@ def _to_the_end(context: AttemptContext, run: Run, hearing: Hearing) -> Outcome:
         hearing.end()  # a request from here on changes nothing: the outcome is known
     except StopRequested as stop:
         hearing.held = True
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         return outcome.of_exception(stop) if ended is None or ended.name == outcome.SUCCEEDED.name else ended
     except BaseException:  # a handler of the script's own
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        hearing.held = True
         if ended is None:  # what the script raised was just being told
             raise
         return outcome.EARLY if ended is outcome.SUCCEEDED else ended
@@ -162,8 +166,9 @@ def _write_end(run: Run, page: ControlPage, ended: Outcome) -> None:
     except Exception as error:  # noqa: BLE001 - after a GPU error the numbers still waiting there are gone
         with suppress(Exception):  # the script's own stderr may take nothing
             print(f"the last metrics were lost: {error}", file=sys.stderr)
+    page.phase = Phase.STARTING  # a loop that was left while something holds on to it has not said so, nor settled
     if ended.name not in LEAVES_AT_ONCE:
-        run.settle()  # a loop that was left while something holds on to it has not done so
+        run.settle()
     # Here too, and first: neither a full disk nor full memory takes the line.
     page.end = End(outcome=ended.name, bad_step=ended.bad_step, early=early)
     run.record(record)
