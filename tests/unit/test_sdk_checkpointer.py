@@ -28,6 +28,37 @@ def test_checkpoints_come_when_due_when_asked_for_and_at_the_end(make_run: MakeR
     assert all(len(r["digest"]) == 64 and r["bytes"] > 0 and r["took_ms"] > 0 for r in records(run, "ck"))
 
 
+def test_saving_a_step_that_is_saved_says_that_later_changes_are_not(make_run: MakeRun) -> None:
+    run = make_run()
+    state = run.checkpointer(model=torch.nn.Linear(1, 1), every=4)
+    list(run.steps(3))
+    assert records(run, "note") == []
+    state.extra["accuracy"] = 0.9
+    state.save()
+    assert [r["s"] for r in records(run, "ck")] == [3]
+    (note,) = records(run, "note")
+    assert note["text"].startswith("the state after step 3 is on the disk already")
+
+
+def test_a_save_that_was_asked_for_is_done_with_when_its_step_is_saved(make_run: MakeRun) -> None:
+    run = make_run()
+    state = run.checkpointer(model=torch.nn.Linear(1, 1), every=None)
+    state.save_step(1, wait=True)
+    state.postpone()
+    state.save_step(1)
+    assert not state.due(2)
+
+
+def test_a_value_of_the_best_metric_belongs_to_the_next_checkpoint_and_to_no_later_one(make_run: MakeRun) -> None:
+    run = make_run()
+    run.checkpointer(model=torch.nn.Linear(1, 1), every=1, keep=1, best="val")
+    for step in run.steps(9):
+        if step in (2, 6):
+            run.log(val=0.1 if step == 2 else 0.5)
+    left = sorted(path.name for path in (run.dir.parents[2] / "checkpoints").iterdir())
+    assert left == ["step-00000002-a1", "step-00000009-a1"]
+
+
 def test_everything_that_was_saved_comes_back(make_run: MakeRun) -> None:
     model, generator = torch.nn.Linear(3, 3), torch.Generator().manual_seed(5)
     optimizer = torch.optim.AdamW(model.parameters())
@@ -192,6 +223,8 @@ def test_mistakes_with_the_checkpointer_are_told_at_once(make_run: MakeRun) -> N
         run.checkpointer(counter=3)
     with pytest.raises(TypeError, match="nothing to save"):
         run.checkpointer()
+    with pytest.raises(TypeError, match="best is the name of a metric"):
+        run.checkpointer(model=torch.nn.Linear(1, 1), best=torch.nn.Linear(1, 1))  # type: ignore[arg-type] # the mistake
     with pytest.raises(ValueError, match="keep"):
         run.checkpointer(model=torch.nn.Linear(1, 1), keep=0)
     state = run.checkpointer(model=torch.nn.Linear(1, 1), every=1)

@@ -52,7 +52,7 @@ class Checkpointer:
         accepted: Callable[[], int | None] = lambda: None,
         lost_for: Callable[[], int] = lambda: 0,
     ) -> None:
-        _check(parts, every, keep, best_mode)
+        _check(parts, every, keep, best, best_mode)
         self.step = 0
         self.extra: dict[str, Any] = {}
         self.saved_step: int | None = None  # the newest step that is on the disk, and in the journal
@@ -71,12 +71,21 @@ class Checkpointer:
         self._restore(resume)
 
     def save(self) -> None:
-        """Save at the coming step boundary; outside of the step loop, at once."""
+        """Save at the coming step boundary; outside of the step loop, at once.
+
+        What changes after a step was saved, as after the last one, is not saved any more, and a note says so.
+        """
         step = self._now()
         if step is None:
             self._asked = True
-        else:
-            self.save_step(step, wait=True)
+            return
+        self.settle()
+        if step == self.saved_step:
+            self._note(
+                f"the state after step {step} is on the disk already, and what changed since is not saved: "
+                "change it inside of the step loop"
+            )
+        self.save_step(step, wait=True)
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint is to be saved after `step`."""
@@ -117,13 +126,14 @@ class Checkpointer:
                 self._skip(step)
                 return
         self.check()
+        self._asked = False
         if step == self.saved_step:
             return
         files = self._files()
         facts: dict[str, Any] = {}
         if self._best_value is not None:
             facts["metrics"] = {self._best: self._best_value}
-        self._asked = False
+            self._best_value = None  # it was measured of this state, not of later ones
 
         def write(stall_ms: float | None) -> None:
             self._write(step, files, facts, began, stall_ms)
@@ -277,7 +287,9 @@ def _ms_since(began: float) -> float:
     return round((time.perf_counter() - began) * 1000, 1)
 
 
-def _check(parts: Mapping[str, Any], every: int | None, keep: int, best_mode: str) -> None:
+def _check(parts: Mapping[str, Any], every: int | None, keep: int, best: object, best_mode: str) -> None:
+    if best is not None and not isinstance(best, str):
+        raise TypeError("best is the name of a metric; give the part another name")
     if every is not None and every < 1:
         raise ValueError(f"every is {every}: give a number of steps from 1, or None for the last step only")
     if keep < 1:
