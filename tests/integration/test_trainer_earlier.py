@@ -144,6 +144,32 @@ def test_whoever_dies_at_it_is_followed_by_the_next_attempt(store: Store, boss: 
     assert not store.client.exists(keys.metrics_aside("j"))
 
 
+def test_what_was_logged_on_an_axis_of_its_own_comes_back_as_far_as_no_later_attempt_did_it_again(
+    store: Store, boss: Store, tmp_path: Path
+) -> None:
+    started(store, boss, 1)
+    folders = Folders(data=tmp_path, job="j", attempt=1)
+    folders.journal.parent.mkdir(parents=True)
+    writer = JournalWriter(folders.journal)
+    for step in range(1, 13):
+        writer.metrics(step, {"loss": 0.5}, 1)
+        writer.metrics(step * 64, {"val": 0.5}, 1)
+        if step % 3 == 0:
+            writer.write({"k": "due", "t": 1, "s": step})
+    writer.write({"k": "summary", "t": 1, "m": {"n_params": 5}})
+    writer.close()
+    store.accept_checkpoint("j", 1, a_checkpoint(9, 1))
+    ended(store, boss, 1)
+    second = started(store, boss, 2)
+    store.client.delete(keys.metrics("j"))
+
+    rounds(EarlierCurves(store, second, tmp_path))
+
+    assert sorted(step for _, step in steps(store)) == [*range(1, 10), *range(64, 9 * 64 + 1, 64)]
+    found = streams.batches(store.client, "j")
+    assert {name: value for _, _, batch in found for name, value in batch.summary.items()} == {"n_params": 5}
+
+
 def test_what_one_that_died_at_it_left_is_removed_also_where_nothing_is_lost(
     store: Store, boss: Store, tmp_path: Path
 ) -> None:

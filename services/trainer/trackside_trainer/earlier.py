@@ -165,15 +165,15 @@ class EarlierCurves:
 
 
 def _batches(journal: Path, last_step: int) -> Iterator[tuple[int, BatchBuilder]]:
-    """The points up to a step, with the byte up to which each batch brings the journal.
+    """The points up to a step, and the results, with the byte up to which each batch brings the journal.
 
     Without any it is one empty batch, so that the stream tells that they were looked for.
     """
     builder, end, points = BatchBuilder(), 1, 0
     empty = True
+    due = _due(journal, last_step)
     for after, record in JournalReader(journal):
-        step = whole(record.get("s"))
-        if record["k"] != "m" or step is None or step > last_step:
+        if record["k"] != "summary" and not _counts(record, last_step, done=after < due):
             continue
         builder.add(record)
         end, points = after, points + 1
@@ -182,6 +182,21 @@ def _batches(journal: Path, last_step: int) -> Iterator[tuple[int, BatchBuilder]
             builder, points, empty = BatchBuilder(), 0, False
     if points or empty:
         yield end, builder
+
+
+def _due(journal: Path, step: int) -> int:
+    """The byte up to which a journal tells of what was done before the checkpoint of that step; 0 if it has none."""
+    found = (after for after, record in JournalReader(journal) if record["k"] == "due" and record.get("s") == step)
+    return next(found, 0)
+
+
+def _counts(record: dict[str, Any], last_step: int, *, done: bool) -> bool:
+    """Whether this is a point that was not done again, as is known (`done`) or else told by its number.
+
+    A script may log on an axis of its own, such as of samples seen, whose numbers do not tell it.
+    """
+    step = whole(record.get("s"))
+    return record["k"] == "m" and step is not None and (done or step <= last_step)
 
 
 def _size(path: Path) -> int:
