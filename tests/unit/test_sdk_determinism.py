@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from trackside.sdk.determinism import EpochIndexSampler, EpochSampler, permutation, sample_generator
+from trackside.sdk.determinism import EpochIndexSampler, EpochSampler, permutation, position_after, sample_generator
 
 SIZE, BATCH = 10, 4
 
@@ -21,6 +21,13 @@ class Noisy(Dataset[float]):
 
     def __getitem__(self, index: int) -> float:
         return index + torch.rand(1, generator=sample_generator(0, 0, index)).item()
+
+
+class Plain(Dataset[int]):
+    """Samples that are their own indices."""
+
+    def __getitem__(self, index: int) -> int:
+        return index
 
 
 def batches(start_step: int, workers: int) -> list[list[float]]:
@@ -51,6 +58,38 @@ def test_one_epoch_at_a_time_goes_on_where_the_position_is() -> None:
     assert list(sampler) == permutation(3, 1, SIZE).tolist()[7:]
     assert list(sampler) == permutation(3, 2, SIZE).tolist()
     assert sampler.epoch == 3
+
+
+def epoch_by_epoch(start_step: int, drop_last: bool) -> list[list[int]]:
+    """Batches up to the 9th of training, those before `start_step` left out, from a loader iterated for each epoch."""
+    start = position_after(start_step, size=SIZE, batch=BATCH, drop_last=drop_last)
+    sampler = EpochSampler(SIZE, seed=3, start=start, epochs=1)
+    loader = DataLoader(Plain(), BATCH, sampler=sampler, drop_last=drop_last, generator=torch.Generator())
+    found: list[list[int]] = []
+    while len(found) < 9 - start_step:
+        found += [batch.tolist() for batch in loader]
+    return found[: 9 - start_step]
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("start_step", range(1, 9))
+def test_training_epoch_by_epoch_goes_on_with_the_batch_that_comes_next(start_step: int, drop_last: bool) -> None:
+    assert epoch_by_epoch(start_step, drop_last) == epoch_by_epoch(0, drop_last)[start_step:]
+
+
+def test_epochs_without_a_whole_batch_have_no_position() -> None:
+    assert position_after(2, size=3, batch=4) == 6
+    with pytest.raises(ValueError, match="batch is 4 and size 3"):
+        position_after(2, size=3, batch=4, drop_last=True)
+
+
+def test_another_default_device_changes_no_order() -> None:
+    torch.set_default_device("meta")
+    try:
+        assert list(itertools.islice(EpochSampler(SIZE, seed=3), SIZE)) == permutation(3, 0, SIZE).tolist()
+        assert permutation(3, 0, SIZE).device.type == "cpu"
+    finally:
+        torch.set_default_device(None)
 
 
 @pytest.mark.parametrize("start", [0, 7, SIZE, 2 * SIZE + 1])

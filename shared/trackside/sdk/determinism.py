@@ -17,7 +17,8 @@ from torch.utils.data import Sampler
 
 def permutation(seed: int, epoch: int, n: int) -> torch.Tensor:
     """The order of `n` samples in an epoch: [n] int64."""
-    return torch.randperm(n, generator=_generator("permutation", seed, epoch))
+    # On the CPU whatever the script's default device is, as the generator.
+    return torch.randperm(n, generator=_generator("permutation", seed, epoch), device="cpu")
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
@@ -31,12 +32,25 @@ def _generator(*facts: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
+def position_after(step: int, *, size: int, batch: int, drop_last: bool = False) -> int:
+    """The position after `step` steps where a loader is iterated anew for each epoch, with `epochs=1`.
+
+    An epoch of `size` samples then ends with a batch of what is left, or with `drop_last` without it.
+    """
+    steps = size // batch if drop_last else -(-size // batch)
+    if steps == 0:
+        raise ValueError(f"batch is {batch} and size {size}: with drop_last an epoch has no batch, make it smaller")
+    epoch, step_of_epoch = divmod(step, steps)
+    return epoch * size + step_of_epoch * batch
+
+
 class EpochSampler(Sampler[int]):
     """Yields sample indices, epoch after epoch, from a position that can be set.
 
-    The position counts samples since the start of training, so a resumed script passes
-    `start=state.step * batch_size`. Without `epochs` it never ends: batches run on across epochs, and one
-    `zip(run.steps(total), loader)` is the whole training. With `epochs=1` each `iter` gives the rest of one epoch; the
+    The position counts samples since the start of training. Without `epochs` it never ends: batches run on across
+    epochs, one `zip(run.steps(total), loader)` is the whole training, and a resumed script passes
+    `start=state.step * batch_size`. With `epochs=1` each `iter` gives the rest of one epoch, whose last batch may be
+    short or dropped, so a resumed script passes `start=position_after(state.step, size=size, batch=batch_size)`; the
     loader then needs a generator of its own, since each `iter` of it draws a number, else of torch's global one, and a
     resumed run iterates at other moments.
     """
