@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from dashboard.seed import Seed
+from dashboard.seed import SLOTS, Seed
 from trackside.bus import keys
 from trackside.bus.client import connect
 from trackside.errors import BusDenied
-from trackside.models import Job, JobState
+from trackside.models import Job, JobState, Outcome, Reason
 from trackside.server import EmbeddedServer
 from trackside.testing import wait_until
+from trackside_dashboard import queries
 from trackside_dashboard.hub import Hub
 from trackside_dashboard.lines import canonical
 from trackside_dashboard.snapshot import Snapshot
@@ -92,6 +93,21 @@ def test_a_state_change_arrives_by_its_event(seed: Seed, bus_urls: Mapping[str, 
     )
     seed.submit("brand-new", "brand new")
     wait_until(lambda: hub.snapshot().order[:1] == ("brand-new",), 10, "the new job was not seen in time")
+
+
+def test_where_a_job_stands_is_its_newest_attempts_word(
+    seed: Seed, bus_urls: Mapping[str, str], new_hub: NewHub
+) -> None:
+    seed.metrics("baseline-g7h8j9", 1, range(3, 4), total=600)  # `run.log(step=epoch, ...)` after its loop
+    hub = new_hub(bus_urls["dashboard"])
+    wait_until(lambda: hub.snapshot().latest.get("baseline-g7h8j9"), 10, "a finished job's last metrics are missing")
+    snapshot = hub.snapshot()
+    assert snapshot.latest["baseline-g7h8j9"].step == 3
+    assert queries.progress(snapshot, snapshot.jobs["baseline-g7h8j9"], snapshot.at_ms).step == 600
+    assert snapshot.reached == {"baseline-g7h8j9": 600, "flaky-p4q5r6": 120, JOB: 700}
+    number = seed.start("queued-c7d8e9", SLOTS[4])
+    seed.end("queued-c7d8e9", number, Outcome(reason=Reason.SUCCEEDED, last_step=50), JobState.SUCCEEDED)
+    wait_until(lambda: hub.snapshot().reached.get("queued-c7d8e9") == 50, 10, "the attempt's end was not seen")
 
 
 def test_the_output_of_each_attempt_is_followed(seed: Seed, bus_urls: Mapping[str, str], new_hub: NewHub) -> None:

@@ -59,6 +59,18 @@ def test_a_checkpoint_that_is_ahead_of_the_beat_is_progress_of_its_own_attempt_o
         assert queries.progress(snapshot(job), job, NOW).step == step
 
 
+def test_a_job_whose_worker_says_no_step_is_where_its_attempt_was_not_where_its_metrics_end() -> None:
+    """`run.log(step=epoch, ...)` after the loop leaves the metrics at a step of long ago."""
+    latest = {"a-1": Latest(step=10, total=1000)}
+    done = replace(JOB, state=JobState.SUCCEEDED, slot=None, checkpoints=(a_checkpoint(step=900),))
+    at = queries.progress(snapshot(done, latest=latest, reached={"a-1": 1000}), done, NOW)
+    assert (at.step, at.fraction) == (1000, 1.0)
+    assert queries.progress(snapshot(done, latest=latest), done, NOW).step == 900
+    fresh = snapshot(JOB, beat=replace(BEAT, step=None), latest=latest, reached={"a-1": 700})
+    assert queries.progress(fresh, JOB, NOW).step == 700
+    assert queries.progress(snapshot(JOB, beat=None, latest=latest), JOB, NOW).step == 10
+
+
 def test_the_last_step_ages_with_the_beat_that_told_of_it() -> None:
     stuck = replace(BEAT, step_age_s=100.0)
     for later_ms in (0, 30_000):

@@ -20,7 +20,8 @@ from trackside import logs
 from trackside.bus import beats, keys, streams
 from trackside.bus.client import Client, connect
 from trackside.errors import BusError, ConfigurationError
-from trackside.models import Beat, Breaker, Event, Job, JobState, Role, Slot
+from trackside.models import Attempt, Beat, Breaker, Event, Job, JobState, Role, Slot
+from trackside.records import decoded
 from trackside.retry import backoff_s
 from trackside.store import Store
 from trackside_dashboard import measures
@@ -147,6 +148,7 @@ class Hub:
         self._deadlines: dict[str, int] = {}
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self._latest: dict[str, Latest] = {}
+        self._reached: dict[str, int] = {}
         self._traces: dict[str, deque[tuple[int, float | None, float | None]]] = {}
         self._samples: dict[str, dict[str, Any]] = {}
         self._series: OrderedDict[str, Series] = OrderedDict()
@@ -184,7 +186,7 @@ class Hub:
         self._take_events(streams.newest_events(client, EVENTS_KEPT))
         ids = list(dict.fromkeys([*store.job_ids(JOBS_MAX), *store.live_job_ids(), *self._wanted]))
         for start in range(0, len(ids), 200):
-            self._take_jobs(store.jobs(ids[start : start + 200]))
+            self._take_jobs(store, ids[start : start + 200])
         self._tick(client)
 
     def _tick(self, client: Client) -> None:
@@ -261,17 +263,24 @@ class Hub:
                 changed.add(watched.job_id)
                 watched.stale = True
         if changed:
-            self._take_jobs(Store(client, by="dashboard").jobs(sorted(changed)))
+            self._take_jobs(Store(client, by="dashboard"), sorted(changed))
 
-    def _take_jobs(self, jobs: Iterable[Job]) -> None:
+    def _take_jobs(self, store: Store, ids: list[str]) -> None:
+        jobs = store.jobs(ids)
         for job in jobs:
             self._jobs[job.id] = job
             self._order[job.id] = job.created_at_ms
+            self._reached.pop(job.id, None)
+        newest = store.hashes(keys.attempt(job.id, job.attempt) for job in jobs if job.attempt)
+        for attempt in decoded(Attempt, newest):
+            step = attempt.outcome.last_step if attempt.outcome is not None else attempt.resumed_step
+            if step is not None:
+                self._reached[attempt.job] = step
         if len(self._jobs) > JOBS_MAX + 200:
             old = sorted(self._jobs.values(), key=lambda job: job.created_at_ms)[: len(self._jobs) - JOBS_MAX]
             for job in old:
                 if job.state.terminal and job.id not in self._wanted:
-                    for known in (self._jobs, self._order, self._latest):
+                    for known in (self._jobs, self._order, self._latest, self._reached):
                         known.pop(job.id, None)
 
     def _read_beats(self, client: Client) -> None:
@@ -337,6 +346,7 @@ class Hub:
             deadlines_ms=MappingProxyType(self._deadlines),
             events=tuple(self._events),
             latest=MappingProxyType(dict(self._latest)),
+            reached=MappingProxyType(dict(self._reached)),
             traces=MappingProxyType({slot_id: _trace(trace) for slot_id, trace in self._traces.items()}),
             samples=MappingProxyType(dict(self._samples)),
             views=MappingProxyType(views),

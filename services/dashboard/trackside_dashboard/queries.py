@@ -104,13 +104,18 @@ def worker_beat(snapshot: Snapshot, slot_id: str | None) -> Beat | None:
 
 
 def progress(snapshot: Snapshot, job: Job, now_ms: int) -> Progress:
-    """Where a job stands: by its worker's beat while it runs, else by its metrics and checkpoints."""
+    """Where a job stands: by its worker's beat while it runs, else by its newest attempt, its checkpoints, its metrics.
+
+    Metrics last, since what is logged after the loop may be of any step.
+    """
     latest = snapshot.latest.get(job.id, Latest())
     beat = worker_beat(snapshot, job.slot)
     total = latest.total
+    saved = job.checkpoints[0].step if job.checkpoints else latest.step
+    known = snapshot.reached.get(job.id, saved)
     if beat is not None and beat.job == job.id and beat.attempt == job.attempt:
         total = beat.total if beat.total is not None else total
-        step = beat.step if beat.step is not None else latest.step
+        step = beat.step if beat.step is not None else known
         if step is not None:  # a checkpoint is told at once, and a beat up to its interval later
             own = (ref.step for ref in job.checkpoints if ref.job is None and ref.attempt == job.attempt)
             step = max((step, *own))
@@ -118,8 +123,7 @@ def progress(snapshot: Snapshot, job: Job, now_ms: int) -> Progress:
         eta_s = (total - step) / speed if total and step is not None and speed and math.isfinite(speed) else None
         last_step_s = beat.last_step_s(now_ms)
         return Progress(step=step, total=total, steps_per_s=speed, eta_s=eta_s, last_step_s=last_step_s)
-    saved = job.checkpoints[0].step if job.checkpoints else None
-    return Progress(step=latest.step if latest.step is not None else saved, total=total)
+    return Progress(step=known, total=total)
 
 
 def summary(snapshot: Snapshot) -> Summary:

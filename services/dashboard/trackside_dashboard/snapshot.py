@@ -60,6 +60,7 @@ class Snapshot:
     deadlines_ms: Mapping[str, int] = field(default_factory=lambda: _NONE)
     events: tuple[Event, ...] = ()  # newest last
     latest: Mapping[str, Latest] = field(default_factory=lambda: _NONE)
+    reached: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by job: its newest attempt's last known step
     traces: Mapping[str, Trace] = field(default_factory=lambda: _NONE)  # by slot
     samples: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: _NONE)  # by host: the newest
     views: Mapping[str, JobView] = field(default_factory=lambda: _NONE)
