@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import islice
 from types import MappingProxyType
 from typing import Final
 
@@ -61,14 +60,15 @@ class Tail:
             self.cut = len(pieces) == _PIECES
             self.after = keys.entry_id(number, 0)
         else:
-            following = islice(streams.output(client, job_id, after=self.after, count=_PIECES), _PIECES)
-            pieces = [(entry, text) for entry, attempt, text in following if attempt == number]
+            pieces = streams.output_after(client, job_id, number, self.after, count=_PIECES)
         for entry, text in pieces:
             self.after = entry
             self.text += text
         if len(self.text) > TAIL_BYTES:
             self.text = self.text[-TAIL_BYTES:]
-            self.text = self.text[self.text.find(b"\n") + 1 :]
+            begun = self.text.find(b"\n") + 1
+            if begun < len(self.text):  # else it is one line longer than the tail
+                self.text = self.text[begun:]
             self.cut = True
         return bool(pieces)
 

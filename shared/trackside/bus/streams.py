@@ -208,6 +208,13 @@ def output_tail(client: Client, job_id: str, number: int, *, count: int) -> list
     return [(raw_id.decode(), fields[_TEXT]) for raw_id, fields in reversed(entries) if _TEXT in fields]
 
 
+def output_after(client: Client, job_id: str, number: int, after: str, *, count: int) -> list[tuple[str, bytes]]:
+    """The next pieces of one attempt's output after an id, oldest first; nothing of a newer attempt is fetched."""
+    last = keys.entry_id(number, _LAST_SEQUENCE)
+    entries = cast(list[Any], client.xrange(keys.output(job_id), min=f"({after}", max=last, count=count))
+    return [(raw_id.decode(), fields[_TEXT]) for raw_id, fields in entries if _TEXT in fields]
+
+
 def _decoded(kind: type[T], fields: dict[bytes, bytes]) -> T | None:
     try:
         return decode(kind, fields[_DATA])
