@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from cli_world import SPEC, World
 from trackside.bus import streams
@@ -25,7 +26,7 @@ def test_show_tells_attempts_checkpoints_metrics_and_the_failure(world: World) -
     assert "\x1b" not in failed
 
     document = world.run("show", "broken-111111", "--json").json
-    assert set(document) == {"now_ms", "job", "progress", "attempts", "metrics"}
+    assert set(document) == {"now_ms", "job", "progress", "attempts", "metrics", "summary"}
     assert document["attempts"][0]["outcome"]["reason"] == "user_error"
     assert document["job"]["retry_at_ms"] is None
     assert world.run("show", "digits-abc123", "--json").json["metrics"]["acc"] == {
@@ -44,6 +45,30 @@ def test_show_has_series_that_are_logged_rarely(world: World) -> None:
     metrics = world.run("show", "digits-abc123", "--json").json["metrics"]
     assert metrics["acc"] == {"step": 3, "value": 0.6, "attempt": 1}
     assert metrics["loss"] == {"step": 39, "value": 1.0, "attempt": 1}
+
+
+def test_show_has_the_runs_results_as_they_were_told_last(world: World) -> None:
+    world.running("digits-abc123")
+    assert "Summary" not in world.run("show", "digits-abc123").out
+    told: list[dict[str, Any]] = [
+        {"acc": 0.5, "best": "NaN", "text": "\x1b[31mred\x1b[0m"},
+        {"acc": 0.123456789, "classes": ["a", "b"], "long": "x" * 5000, "params": 123_456_789},
+    ]
+    for at, summary in enumerate(told):
+        streams.ship_batch(world.client, "digits-abc123", 1, 100 + at, Batch(summary=summary))
+
+    out = world.run("show", "digits-abc123").out
+    shown = out[out.index("Summary\n") :].splitlines()
+    assert [line.split() for line in shown[1:7]] == [
+        ["NAME", "VALUE"],
+        ["acc", "0.123457"],
+        ["best", "NaN"],
+        ["classes", '["a","b"]'],
+        ["long", "x" * 200 + "..."],
+        ["params", "123456789"],
+    ]
+    assert shown[7].split() == ["text", "red"]
+    assert world.run("show", "digits-abc123", "--json").json["summary"] == {**told[0], **told[1]}
 
 
 def test_show_tells_the_submitters_own_stall_limit(world: World) -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 _RECENT_BATCHES: Final = 300
+_RESULT_CHARS: Final = 200  # a summary takes texts of any length
 
 
 def add_to(app: typer.Typer) -> None:
@@ -46,10 +47,10 @@ def show(
 ) -> None:
     """Show one job with all that is known about it.
 
-    State and why, program, attempts, checkpoints, last metrics, the last failure.
+    State and why, program, attempts, checkpoints, last metrics, the run's summary, the last failure.
 
     --json: {"now_ms", "job": record, "progress": row of `ls --json`, "attempts": [record], "metrics": {name: {"step",
-    "value", "attempt"}}}.
+    "value", "attempt"}}, "summary": {name: value}}.
     """
     from trackside.bus.client import now_ms
 
@@ -60,7 +61,7 @@ def show(
     now = now_ms(store.client)
     lacking = unfit(store, [found]).get(found.id)
     row = job_row(found, beat, attempts[-1] if attempts else None, now, place_of(store, found), lacking)
-    metrics = _recent_metrics(store, found.id)
+    metrics, summary = _recent(store, found.id)
     if as_json:
         print_json(
             {
@@ -69,6 +70,7 @@ def show(
                 "progress": row,
                 "attempts": [record(attempt) for attempt in attempts],
                 "metrics": metrics,
+                "summary": summary,
             }
         )
         return
@@ -91,6 +93,10 @@ def show(
         print("\nLast metrics")
         columns = [Column(title="NAME"), Column(title="VALUE", justify="right"), Column(title="STEP", justify="right")]
         print_table(columns, [(name, number(last["value"]), last["step"]) for name, last in sorted(metrics.items())])
+    if summary:
+        print("\nSummary")
+        columns = [Column(title="NAME"), Column(title="VALUE", note=True)]
+        print_table(columns, [(name, _result(value)) for name, value in sorted(summary.items())])
     for attempt in _bad_ends(attempts):
         _failure(attempt)
 
@@ -126,23 +132,32 @@ def last_metrics(store: Store, job_id: str) -> dict[str, dict[str, Any]]:
     return {} if newest is None else last_points(newest[1], newest[2])
 
 
-def _recent_metrics(store: Store, job_id: str) -> dict[str, dict[str, Any]]:
-    """The newest point of each series in the newest batches: some series are logged once an epoch only."""
+def _recent(store: Store, job_id: str) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """The newest point of each series in the newest batches, and the summary: some are logged once an epoch only."""
     from trackside.bus import keys, streams
     from trackside.codec import number_or_name
     from trackside.series import Series
 
     newest = cast(list[Any], store.client.xrevrange(keys.metrics(job_id), count=_RECENT_BATCHES))
     after = newest[-1][0].decode() if len(newest) == _RECENT_BATCHES else "-"
-    series = Series()
+    series, summary = Series(), dict[str, Any]()
     for _, attempt, batch in streams.batches(store.client, job_id, after=after):
         series.add(attempt, batch)
+        summary.update(batch.summary)
     found = {}
     for name, columns in series.columns.items():
         if len(columns):
             value = number_or_name(columns.values[-1])
             found[name] = {"step": columns.steps[-1], "value": value, "attempt": columns.attempts[-1]}
-    return found
+    return found, summary
+
+
+def _result(value: Any) -> str:
+    import orjson
+
+    # A whole number keeps its digits: it counts something, such as parameters.
+    text = number(value) if value is None or isinstance(value, str | float) else orjson.dumps(value).decode()
+    return text if len(text) <= _RESULT_CHARS else f"{text[:_RESULT_CHARS]}..."
 
 
 def last_points(attempt: int, batch: Batch) -> dict[str, dict[str, Any]]:
