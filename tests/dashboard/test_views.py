@@ -204,6 +204,23 @@ def test_every_page_says_that_the_server_takes_no_writes(
         assert "takes no writes" not in words(visit(url))
 
 
+def test_a_thinned_metric_is_said_to_be_so_beside_its_curve_and_its_file(
+    seed: Seed, bus_urls: Mapping[str, str], visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(job_id: str) -> int:
+        app = visit(bus_urls["dashboard"], "views/job.py", job=job_id)
+        wait_until(lambda: live.hub().snapshot().views[job_id].complete, 10, "the metrics are not read")
+        next(button for button in app.button if button.label == "Metrics as CSV").click().run()
+        assert not app.exception
+        return words(app).count(f"`trackside metrics --csv {job_id}` has every step")
+
+    assert told(JOB) == 0
+    monkeypatch.setattr("trackside_dashboard.lines.POINTS_MAX", 1024)
+    live.hub.clear()  # what was read before is held whole
+    assert told("baseline-g7h8j9") == 0, "it has fewer points"
+    assert told(JOB) == 5, "its four metrics' curves, and the file"
+
+
 def test_a_job_that_is_not_read_yet_is_not_said_to_be_missing(
     seed: Seed, bus_urls: Mapping[str, str], visit: Visit, monkeypatch: pytest.MonkeyPatch
 ) -> None:

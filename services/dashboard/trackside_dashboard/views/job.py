@@ -159,6 +159,8 @@ def draw(job: Job, view: JobView, names: list[str], axis: charts.Axis, log: bool
                 )
                 if odd:
                     st.caption(f":red[▲ {odd} {'value is' if odd == 1 else 'values are'} no number]")
+                if line.thinned:
+                    st.caption(f"Thinned, as it is long; `trackside metrics --csv {job.id}` has every step.")
 
 
 @live.part(2 * live.REFRESH_S)
@@ -312,7 +314,8 @@ def download(job_id: str) -> None:
         if not st.button("Metrics as CSV", icon=":material/download:", type="tertiary"):
             return
         view = live.hub().view(job_id)
-        rows = charts.metrics_csv(view.lines if view is not None else {})
+        lines = view.lines if view is not None else {}
+        rows = charts.metrics_csv(lines)
         st.download_button(
             f"Save {text.size(len(rows))}",
             rows,
@@ -320,6 +323,8 @@ def download(job_id: str) -> None:
             mime="text/csv",
             on_click="ignore",
         )
+        if any(line.thinned for line in lines.values()):
+            st.caption(f"Long metrics are thinned in it; `trackside metrics --csv {job_id}` has every step.")
 
 
 job_id = chosen()
