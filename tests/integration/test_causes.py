@@ -124,7 +124,7 @@ CAUSES: Final[Mapping[str, Cause]] = {
     ),
     "an exit code": Cause(
         script="import sys\nprint('before')\nsys.exit(3)\n",
-        reason=Reason.USER_ERROR, says="SystemExit: the program exited with code 3", error="SystemExit", exit_code=1,
+        reason=Reason.USER_ERROR, says="SystemExit: the program exited with code 3", error="SystemExit", exit_code=3,
     ),
     "an exit code without an end": Cause(
         script="import os\nprint('before', flush=True)\nos._exit(3)\n",
@@ -175,7 +175,7 @@ CAUSES: Final[Mapping[str, Cause]] = {
     ),
     "a time limit of one that exits 143 then": Cause(
         script=HANDLES.format(code=143), spec={"timeout_s": 2.0},
-        reason=Reason.TIMEOUT, says=OVER_LATER, exit_code=1,
+        reason=Reason.TIMEOUT, says=OVER_LATER, exit_code=143,
     ),
     "a cancel": Cause(script=SLEEPS, act=cancel, reason=Reason.CANCELLED, says="stopped as asked", exit_code=75),
     "a cancel of one that exits 0 then": Cause(

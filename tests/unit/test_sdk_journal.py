@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
@@ -114,8 +115,8 @@ def test_a_journal_beyond_its_bound_is_thinned_and_says_so(tmp_path: Path) -> No
     notes = [r["text"] for r in records if r["k"] == "note"]
     kept = {name: [r["s"] for r in records if r["k"] == "m" and name in r["m"]] for name in ("loss", "accuracy")}
 
-    assert kept["loss"] == kept["accuracy"] == [1, *range(2, 1000, 100), 1000]  # the end of the series is kept too
-    assert "from step 2 on the metrics of one step in 100 are kept" in notes[0]
+    assert kept["loss"] == kept["accuracy"] == [1, *range(2, 1000, 101), 1000]  # the end of the series is kept too
+    assert "from step 2 on the metrics of one step in 101 are kept" in notes[0]
     assert notes[1].startswith(f"{2 * (1000 - 12)} metrics records were left out")
     assert len(notes) == 2
     assert [r["k"] for r in records[-2:]] == ["note", "end"]
@@ -129,6 +130,31 @@ def test_a_thinned_journal_still_takes_what_happened_to_the_run(tmp_path: Path) 
         writer.write({"k": "ck", "t": 0, "s": step})
 
     assert [r["s"] for _, r in JournalReader(path) if r["k"] == "ck"] == list(range(1, 301))
+
+
+def test_series_on_steps_of_their_own_take_turns_in_a_thinned_journal(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    writer = JournalWriter(path, max_bytes=100)
+    for step in range(1, 2001):
+        writer.metrics(step, {"loss": 0.5}, 0)
+        writer.metrics(64 * step, {"lr": 0.5}, 0)
+    names = [name for _, record in JournalReader(path) if record["k"] == "m" for name in record["m"]]
+    assert min(names.count("loss"), names.count("lr")) >= 19
+
+
+def test_a_script_that_closes_every_descriptor_gets_no_record_in_a_file_of_its_own(tmp_path: Path) -> None:
+    script = (
+        "import os, sys\n"
+        "from trackside.sdk.journal import JournalWriter\n"
+        "writer = JournalWriter(sys.argv[1])\n"
+        "os.closerange(3, 1024)\n"
+        "file = open(sys.argv[2], 'w+')\n"
+        "writer.metrics(1, {'loss': 0.5}, 0)\n"
+        "print(writer.trouble)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "journal.jsonl"), str(tmp_path / "own.txt")]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (answer.stdout, (tmp_path / "own.txt").read_text()) == (f"{errno.EBADF}\n", "")
 
 
 def test_a_script_that_logs_everything_at_one_step_is_thinned_too(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 import threading
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import trackside
 from sdk_runs import MakeRun, Slow, page_of, records
 from trackside.errors import NotInJob
 from trackside.sdk.page import Phase
+from trackside.sdk.run import set_current
 
 
 @pytest.mark.parametrize(
@@ -42,6 +45,13 @@ from trackside.sdk.page import Phase
         (Fraction(1, 2), 0.5),
         (2**63, 2.0**63),
         (10**400, "Infinity"),
+        (Fraction(10**400), "Infinity"),
+        (Decimal("0.5"), 0.5),
+        (Decimal("NaN"), "NaN"),
+        (np.longdouble(0.5), 0.5),
+        (np.ma.array([0.5], mask=[True]).mean(), "NaN"),
+        (np.ma.array(0.5, mask=True), "NaN"),
+        (np.ma.array(0.5, mask=False), 0.5),
     ],
 )
 def test_every_kind_of_number_can_be_logged(make_run: MakeRun, value: Any, written: Any) -> None:
@@ -107,6 +117,62 @@ def test_numbers_on_their_way_are_written_in_order_and_never_waited_for(
     assert [r["m"]["a"] for r in records(run, "m")] == [1.0, 2.0]
     run.flush()
     assert [r["m"]["a"] for r in records(run, "m")] == [1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize("step", [2**53 + 1, -(2**53) - 1])
+def test_a_step_that_no_reader_can_hold_is_refused(make_run: MakeRun, step: int) -> None:
+    run = make_run()
+    with pytest.raises(ValueError, match="count in larger units"):
+        run.log(step=step, loss=0.5)
+    with pytest.raises(ValueError, match="count in larger units"):
+        run.steps(abs(step))
+    run.log(step=2**53, loss=0.5)
+    assert [record["s"] for record in records(run, "m")] == [2**53]
+
+
+def test_a_child_that_the_script_forks_leaves_its_parents_numbers_to_its_parent(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trackside.sdk.run.Arriving", Slow)
+    monkeypatch.setattr("trackside.sdk.run.number", lambda key, value: value)
+    run, late = make_run(), Slow(1.0)
+    set_current(run)
+    run.log(a=late)
+    late.arrived = True
+    pid = os.fork()
+    if pid == 0:
+        run.log(a=2.0)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    run.log(a=3.0)
+    set_current(None)
+    assert [record["m"]["a"] for record in records(run, "m")] == [2.0, 1.0, 3.0]
+
+
+def test_what_is_saved_after_a_loop_was_left_inside_of_a_step_says_which_step_is_done_again(make_run: MakeRun) -> None:
+    run = make_run()
+    state = run.checkpointer(model=torch.nn.Linear(1, 1), every=None)
+    for step in run.steps(10):
+        if step == 7:
+            break
+    state.save()
+    (note,) = [record["text"] for record in records(run, "note")]
+    assert note.startswith("the step loop was left inside of step 7: a checkpoint that is saved now counts 6 steps")
+    assert [record["s"] for record in records(run, "ck")] == [6]
+
+
+def test_a_save_that_was_asked_for_within_the_step_that_the_loop_was_left_in_is_told_to_be_missing(
+    make_run: MakeRun,
+) -> None:
+    run = make_run()
+    state = run.checkpointer(model=torch.nn.Linear(1, 1), every=None)
+    for step in run.steps(10):
+        if step == 7:
+            state.save()
+            break
+    (note,) = [record["text"] for record in records(run, "note")]
+    assert note.startswith("the step loop was left inside of step 7, at whose end a checkpoint was to be saved")
+    assert records(run, "ck") == []
 
 
 def test_steps_tell_their_progress_on_the_page(make_run: MakeRun) -> None:

@@ -64,7 +64,7 @@ def test_a_divergence_that_the_script_swallows_is_a_divergence(attempts: Attempt
     ("code", "outcome"),
     [
         (
-            "signal.signal(signal.SIGTERM, lambda *_: seen.append(1)); {asked}; signal.signal(signal.SIGTERM, old)",
+            "signal.signal(signal.SIGTERM, lambda *_: seen.append(1)); {asked}signal.signal(signal.SIGTERM, old)",
             "succeeded",
         ),
         ("signal.signal(signal.SIGTERM, interrupt); {asked}", "user_error"),
@@ -74,9 +74,9 @@ def test_a_divergence_that_the_script_swallows_is_a_divergence(attempts: Attempt
 def test_a_wish_that_a_handler_of_the_script_s_own_took_may_be_why_it_left(
     attempts: Attempts, code: str, outcome: str
 ) -> None:
-    asked = "print('ready', flush=True); signal.pause()"
+    asked = "print('ready', flush=True)\nwhile not seen: time.sleep(0.01)\n"
     attempt = attempts.script(
-        "import signal\nseen = []\ndef interrupt(*_): raise KeyboardInterrupt\n"
+        "import signal, time\nseen = []\ndef interrupt(*_): raise KeyboardInterrupt\n"
         f"old = signal.getsignal(signal.SIGTERM)\n{code.format(asked=asked)}\n"
     )
     assert attempt.process is not None

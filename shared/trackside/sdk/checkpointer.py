@@ -87,6 +87,11 @@ class Checkpointer:
             )
         self.save_step(step, wait=True)
 
+    @property
+    def asked(self) -> bool:
+        """Whether `save` was called for the coming boundary."""
+        return self._asked
+
     def due(self, step: int) -> bool:
         """Whether a checkpoint is to be saved after `step`."""
         return self._asked or (self._every is not None and step % self._every == 0)

@@ -11,6 +11,7 @@ notes say from where on and, at the end, how many. What happened to the run is a
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import time
 from collections import deque
@@ -22,7 +23,8 @@ from trackside.sdk import encode
 
 MAX_BYTES: Final = 1 << 30  # a run that logs 100 bytes a step reaches this after ten million steps
 _READ_BYTES: Final = 1 << 20
-_THINNED: Final = 100  # beyond the bound the metrics of one step of so many are kept
+_THINNED: Final = 101  # beyond the bound the metrics of one step of so many are kept: a prime, for logs that take turns
+_HIGH_FD: Final = 1000  # the usual limit is 1024
 _A_STEP: Final = 1000  # records; a script that never says which step it is at logs all of them at one
 
 
@@ -37,7 +39,7 @@ class JournalWriter:
     def __init__(self, path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> None:
         self.path = Path(path)
         self.trouble = 0  # the error number for which a record was lost most recently
-        self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._fd = _high(os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644))
         self._size = os.fstat(self._fd).st_size
         self._torn = self._size > 0 and os.pread(self._fd, 1, self._size - 1) != b"\n"
         self._max_bytes = max_bytes
@@ -55,7 +57,7 @@ class JournalWriter:
         return self._append(encode.dumps_line(record))
 
     def metrics(self, step: int, values: Mapping[str, Any], time_ms: int) -> bool:
-        """Append one metrics record; beyond the journal's bound only those of one step in a hundred."""
+        """Append one metrics record; beyond the journal's bound only those of a few steps."""
         if self._size > self._max_bytes and not self._keep(step):
             self._left_out += 1
             self._held.append((step, values, time_ms))
@@ -124,6 +126,16 @@ class JournalWriter:
 
     def _note(self, text: str) -> None:
         self._append(encode.dumps_line({"k": "note", "t": now_ms(), "level": "warning", "text": text}))
+
+
+def _high(fd: int) -> int:
+    """The same under a number that `open` does not give again where a script closes all that it does not know."""
+    try:
+        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
+    except OSError:  # the limit is lower than that
+        return fd
+    os.close(fd)
+    return high
 
 
 class JournalReader:

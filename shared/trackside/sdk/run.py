@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from trackside.sdk.checkpointer import Checkpointer
 
 _MAX_ARRIVING: Final = 4096  # records waiting for a GPU; beyond it the oldest is waited for, so that memory is bounded
+_MAX_STEP: Final = 2**53  # every reader of JSON holds whole numbers as far as that
 _SAVES_FIRST: Final = frozenset({Command.PREEMPT.reason, Command.PAUSE.reason})
 LEAVES_AT_ONCE: Final = frozenset({Command.CANCEL.reason, Command.FENCED.reason})
 
@@ -97,6 +98,7 @@ class Run:
         self._in_step = False
         self._looping = False
         self._loop_used = False
+        self._left_inside = False  # of a step: the loop was left by `break` or an error
         self._asked_to_stop: str | None = None
         self._pid = os.getpid()
         self.left_by: StopRequested | None = None  # what ended it, whatever the script makes of that
@@ -196,7 +198,7 @@ class Run:
             lost_for=lambda: self._sink.trouble,
             accepted=lambda: self._page.accepted,
         )
-        made.bind(lambda: None if self._in_step else self._completed)
+        made.bind(self._step_to_save)
         self._step = self._completed = made.step
         self._checkpointer = made
         self._page.saves = True
@@ -230,6 +232,10 @@ class Run:
         """Write what still waits for a GPU, waiting for it."""
         while self._waiting:
             self._write_first()
+
+    def forget(self) -> None:
+        """Leave what still waits for a GPU unwritten."""
+        self._waiting.clear()
 
     def settle(self) -> None:
         """Finish a checkpoint that is being written."""
@@ -266,11 +272,18 @@ class Run:
                 yield step
                 self._in_step = False
                 self._boundary(step, last=step == total)
+        except GeneratorExit:
+            if self._in_step and self._checkpointer is not None and self._checkpointer.asked:
+                self._note(
+                    f"the step loop was left inside of step {self._step}, at whose end a checkpoint was to be saved: "
+                    "nothing was; call save() after the loop"
+                )
+            raise
         except StopRequested as stop:
             waits = stop.reason not in LEAVES_AT_ONCE
             raise
         finally:
-            self._in_step = self._looping = False
+            self._left_inside, self._in_step, self._looping = self._in_step, False, False
             if os.getpid() == self._pid:  # else a child that the script forked leaves its copy of the loop
                 page.phase = Phase.STARTING  # what follows, such as a test, has no steps to be judged by
                 self.flush()
@@ -299,6 +312,20 @@ class Run:
                 else:
                     self._save(checkpointer, wait=last)
         self._obey()
+
+    def _step_to_save(self) -> int | None:
+        """The step that a checkpoint of now is of, None inside of one."""
+        if self._in_step:
+            return None
+        if self._left_inside:
+            self._note(
+                f"the step loop was left inside of step {self._step}: a checkpoint that is saved now counts "
+                f"{self._completed} steps, and who goes on from it does step {self._step} again"
+            )
+        return self._completed
+
+    def _note(self, text: str) -> None:
+        self._sink.write({"k": "note", "t": now_ms(), "level": "warning", "text": text})
 
     def _save(self, checkpointer: Checkpointer, *, wait: bool) -> None:
         self._page.phase = Phase.SAVING
@@ -360,15 +387,27 @@ class Run:
 
 def _whole(step: int) -> int:
     try:
-        return step.__index__()
+        found = step.__index__()
     except AttributeError:
         raise TypeError(f"a step is a whole number, not a {type(step).__name__}") from None
+    if abs(found) > _MAX_STEP:
+        raise ValueError(f"step {found} is beyond 2**53, which readers cannot hold: count in larger units")
+    return found
 
 
 def set_current(run: Run | None) -> None:
     """Make `run` the one that `init` and `log` find, in every thread of this process."""
     _process_run[:] = [] if run is None else [run]
     _current.set(run)
+
+
+def _forget_the_parents_values() -> None:
+    """In a child that the script forks: what waits for a GPU is its parent's to write."""
+    for run in _process_run:
+        run.forget()
+
+
+os.register_at_fork(after_in_child=_forget_the_parents_values)
 
 
 def _find() -> Run | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import sys
+from decimal import Decimal
 from typing import Any, Final
 
 Plain = bool | int | float | str
@@ -58,8 +59,8 @@ def number(key: str, value: Any) -> Plain | Arriving:
         return plain_float(float(value))
     if getattr(value, "ndim", None) == 0 and callable(getattr(value, "item", None)):
         return _scalar(key, value)
-    if isinstance(value, numbers.Real):
-        return plain_float(float(value))
+    if isinstance(value, (numbers.Real, Decimal)):
+        return _large(value)
     raise _refusal(key, value)
 
 
@@ -69,9 +70,13 @@ def _scalar(key: str, value: Any) -> Plain | Arriving:
         if value.is_complex():
             raise _refusal(key, value)
         return Arriving(value)
+    if getattr(value, "mask", False):
+        return "NaN"  # whatever stands behind the mask
     inner = value.item()
     if isinstance(inner, (bool, int, float)):
         return number(key, inner)
+    if isinstance(inner, numbers.Real):  # longer than a float
+        return _large(inner)
     raise _refusal(key, value)
 
 
@@ -83,9 +88,10 @@ def fact(key: str, value: Any) -> Plain | None:
     return found.get() if isinstance(found, Arriving) else found
 
 
-def _large(value: int) -> Plain:
+def _large(value: Any) -> Plain:
+    """A number of a kind that may be larger than a float."""
     try:
-        return float(value)
+        return plain_float(float(value))
     except OverflowError:
         return "Infinity" if value > 0 else "-Infinity"
 
