@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 
 from store_world import events_of, started
-from trackside.bus import streams
+from trackside.bus import keys, streams
 from trackside.bus.client import connect
 from trackside.models import EventKind
 from trackside.sdk.checkpoints import CheckpointStore
 from trackside.sdk.journal import JournalWriter
 from trackside.store import Store
 from trackside_trainer.folders import Folders
-from trackside_trainer.shipping import JournalTail
+from trackside_trainer.shipping import JournalTail, OutputTail
+from trackside_trainer.spacing import ENOUGH_BYTES
 
 LARGE = {f"layer{at:05}.weight.grad_norm": 0.123456789012345 for at in range(25_000)}  # over 1 MiB as a line
 
@@ -89,3 +90,51 @@ def test_steps_that_no_reader_could_hold_are_told_of_once(store: Store, folders:
     assert shipped(store, folders) == ([3], {})
     (told,) = warnings(store)
     assert "step 1700000000000000000" in told
+
+
+def test_a_few_numbers_wait_for_company_once_their_stream_fills_and_nothing_else_does(
+    store: Store, folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "METRICS_MAXLEN", 4)
+    journal, running = JournalWriter(folders.journal), [True]
+    tail = JournalTail(store, "j", 1, folders.journal, "disk", more_comes=lambda: bool(running))
+    journal.metrics(1, {"loss": 1.0}, 1)
+    assert tail.ship()
+    journal.metrics(2, {"loss": 1.0}, 1)
+    assert not tail.ship()
+    assert not tail.ship()
+    journal.write({"k": "note", "t": 1, "level": "warning", "text": "of more than numbers"})
+    assert tail.ship()
+    assert warnings(store) == ["of more than numbers"]
+    journal.metrics(3, {"loss": 1.0}, 1)
+    assert not tail.ship()
+    for step in range(4, 4 + ENOUGH_BYTES // 30):
+        journal.metrics(step, {"loss": 1.0}, 1)
+    assert tail.ship()
+    journal.metrics(9_999, {"loss": 1.0}, 1)
+    assert not tail.ship()
+    running.clear()
+    assert tail.ship()
+    steps = [step for _, _, batch in streams.batches(store.client, "j") for step in batch.steps]
+    assert steps == [*range(1, 4 + ENOUGH_BYTES // 30), 9_999]
+
+
+def test_a_little_output_waits_for_company_once_its_stream_fills(
+    store: Store, folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "OUTPUT_MAXLEN", 4)
+    running = [True]
+    tail = OutputTail(store.client, "j", 1, folders.output, 1 << 20, more_comes=lambda: bool(running))
+    with folders.output.open("ab", buffering=0) as output:
+        output.write(b"first\n")
+        assert tail.ship()
+        output.write(b"a little\n")
+        assert not tail.ship()
+        output.write(b"x" * ENOUGH_BYTES)
+        assert tail.ship()
+        output.write(b"the last\n")
+        while tail.ship():
+            pass
+        running.clear()
+        assert tail.ship()
+    assert b"".join(text for _, _, text in streams.output(store.client, "j")) == folders.output.read_bytes()

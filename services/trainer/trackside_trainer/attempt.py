@@ -84,10 +84,14 @@ class AttemptRun:
         self._next_ship_s = self._next_control_s = self._clear_until_s = 0.0
         self._vitals = Vitals()
         self._journal = JournalTail(
-            store, job.id, job.attempt, self._folders.journal, slot.storage, on_accepted=self._tell_accepted
-        )
+            store, job.id, job.attempt, self._folders.journal, slot.storage,
+            on_accepted=self._tell_accepted, more_comes=self._more_comes,
+        )  # fmt: skip
         self._earlier = EarlierCurves(store, job, settings.data_dir)
-        self._output = OutputTail(store.client, job.id, job.attempt, self._folders.output, settings.output_max_bytes)
+        self._output = OutputTail(
+            store.client, job.id, job.attempt, self._folders.output, settings.output_max_bytes,
+            more_comes=self._more_comes,
+        )  # fmt: skip
 
     # -- beginning -------------------------------------------------------------------------------------------------
 
@@ -243,6 +247,9 @@ class AttemptRun:
                 self._log.error("attempt_files_unreadable", why=str(error))
             self._disk_failed = True
             return False
+
+    def _more_comes(self) -> bool:
+        return self.stage is Stage.RUNNING
 
     def _tell_accepted(self, step: int) -> None:
         """Let the run prune what came before: its next attempt would not need it."""

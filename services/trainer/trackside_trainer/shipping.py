@@ -8,6 +8,7 @@ it had arrived; what a restarted server has lost is read from the file again.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
@@ -26,9 +27,10 @@ from trackside.errors import Fenced
 from trackside.models import Batch, CheckpointRef, EventKind
 from trackside.sdk.checkpoints import parse_name
 from trackside.sdk.encode import dumps_line
-from trackside.sdk.journal import JournalReader
+from trackside.sdk.journal import NUMBERS, JournalReader
 from trackside.store import Store
 from trackside_trainer.batches import MAX_BYTES, MAX_WHOLE, BatchBuilder, whole
+from trackside_trainer.spacing import ENOUGH_BYTES, wait_s
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # a directory beside others, and nothing else
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -55,8 +57,13 @@ class _Entry:
 class _FencedStream:
     """The part that journal and output share: where the stream stands, and the entry that is on its way."""
 
-    def __init__(self, client: Client, stream: str, number: int, send: Callable[[int, bytes], Shipped]) -> None:
-        self._client, self._stream, self._number, self._send = client, stream, number, send
+    def __init__(
+        self, client: Client, stream: str, number: int, send: Callable[[int, bytes], Shipped], limit: int
+    ) -> None:
+        """`limit`: how many entries the stream keeps."""
+        self._client, self._stream, self._number, self._send, self._limit = client, stream, number, send, limit
+        self._entries: int | None = None  # about how many there are; None: ask
+        self._sent_s = -math.inf
         self._connections = client.connections
         self._reached: int | None = None  # None: ask the stream
         self._asked = -1  # behind which connection
@@ -78,6 +85,12 @@ class _FencedStream:
     def pending(self) -> bool:
         return self._pending is not None
 
+    def waits(self) -> bool:
+        """Whether a small entry is to wait for more, lest the stream be full before the run is over."""
+        if self._entries is None:
+            self._entries = int(self._client.xlen(self._stream))
+        return time.monotonic() - self._sent_s < wait_s(self._entries, self._limit)
+
     def ship(self, entry: _Entry | None) -> None:
         """Send an entry, or the one that failed before (None)."""
         entry = self._pending = entry or self._pending
@@ -87,6 +100,9 @@ class _FencedStream:
         if self._send(entry.end, entry.data) is Shipped.FENCED:
             raise Fenced(f"{self._stream} belongs to a newer attempt than {self._number}")
         self._reached, self._pending = entry.end, None
+        self._sent_s = time.monotonic()
+        if self._entries is not None:
+            self._entries += 1
 
 
 class JournalTail:
@@ -101,10 +117,15 @@ class JournalTail:
         storage: str,
         *,
         on_accepted: Callable[[int], None] = lambda _: None,
+        more_comes: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`on_accepted` is told the step that a next attempt would go on from, each time that is known anew."""
+        """`on_accepted` is told the step that a next attempt would go on from, each time that is known anew.
+
+        While `more_comes` a few numbers may wait for company; what says more than that never does.
+        """
         self._store, self._job, self._number, self._path, self._storage = store, job_id, number, path, storage
-        self._on_accepted = on_accepted
+        self._on_accepted, self._more_comes = on_accepted, more_comes
+        self._only_numbers = (0, 0)  # from the first byte that waits to the last one that was looked at
         self._checkpoints = path.parents[2] / "checkpoints"  # beside the folder of all attempts
         self._told = 0  # up to which byte the records' facts have been told once
         self._left_out: set[str] = set()  # the kinds of records of which it has been told
@@ -114,6 +135,7 @@ class JournalTail:
             keys.metrics(job_id),
             number,
             lambda end, data: streams.ship_batch(client, job_id, number, end, decode(Batch, data)),
+            keys.METRICS_MAXLEN,
         )
 
     def ship(self) -> bool:
@@ -121,7 +143,8 @@ class JournalTail:
         if self._stream.pending:
             self._stream.ship(None)
             return True
-        if _size(self._path) <= reached:
+        size = _size(self._path)
+        if size <= reached or (self._more_comes() and self._may_wait(reached, size) and self._stream.waits()):
             return False
         builder, end = BatchBuilder(), reached
         for after, record in JournalReader(self._path, reached).read():
@@ -142,6 +165,19 @@ class JournalTail:
             return False
         # The facts above are told before the entry that marks them as read: told twice is harmless, never is not.
         self._stream.ship(_Entry(start=reached, end=end, data=encode(builder.build())))
+        return True
+
+    def _may_wait(self, reached: int, size: int) -> bool:
+        """Whether what is not sent yet is a few numbers and nothing else."""
+        if size - reached >= ENOUGH_BYTES:
+            return False
+        start = self._only_numbers[1] if self._only_numbers[0] == reached else reached
+        with self._path.open("rb") as file:
+            lines = os.pread(file.fileno(), size - start, start).split(b"\n")
+        whole_lines = lines[:-1]
+        if not all(line.startswith(NUMBERS) for line in whole_lines):
+            return False
+        self._only_numbers = (reached, start + sum(len(line) + 1 for line in whole_lines))
         return True
 
     def _tell(self, record: dict[str, Any], *, again: bool) -> None:
@@ -226,13 +262,24 @@ class JournalTail:
 class OutputTail:
     """Follows the output file, byte for byte, up to a bound; beyond it the file keeps all."""
 
-    def __init__(self, client: Client, job_id: str, number: int, path: Path, max_bytes: int) -> None:
-        self._path, self._max_bytes = path, max_bytes
+    def __init__(
+        self,
+        client: Client,
+        job_id: str,
+        number: int,
+        path: Path,
+        max_bytes: int,
+        *,
+        more_comes: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """While `more_comes` a little may wait for company."""
+        self._path, self._max_bytes, self._more_comes = path, max_bytes, more_comes
         self._stream = _FencedStream(
             client,
             keys.output(job_id),
             number,
             lambda end, data: streams.ship_output(client, job_id, number, end, data),
+            keys.OUTPUT_MAXLEN,
         )
 
     def ship(self) -> bool:
@@ -242,6 +289,8 @@ class OutputTail:
             return True
         size = _size(self._path)
         if size <= reached or reached > self._max_bytes:
+            return False
+        if self._more_comes() and size - reached < ENOUGH_BYTES and self._stream.waits():
             return False
         if reached == self._max_bytes:
             said = f"\n[output beyond {self._max_bytes} bytes is kept in {self._path} only]\n".encode()

@@ -22,6 +22,7 @@ from typing import Any, Final
 from trackside.sdk import encode
 
 MAX_BYTES: Final = 1 << 30  # a run that logs 100 bytes a step reaches this after ten million steps
+NUMBERS: Final = b'{"k":"m",'  # how a line of metrics begins
 _READ_BYTES: Final = 1 << 20
 _THINNED: Final = 101  # beyond the bound the metrics of one step of so many are kept: a prime, for logs that take turns
 _HIGH_FD: Final = 1000  # the usual limit is 1024
