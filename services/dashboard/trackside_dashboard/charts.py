@@ -27,9 +27,7 @@ def points(line: Line, axis: Axis, limit: int = POINTS_SHOWN) -> pd.DataFrame:
     shown = canonical(line) if axis == "step" else line
     if len(shown) > limit:
         x = shown.steps if axis == "step" else np.maximum.accumulate(shown.at_ms)
-        half = (
-            limit // 2
-        )  # by x a part of which fewer points are held keeps its width, by count a lone far one its rest
+        half = limit // 2  # by x, a part of which fewer points are held keeps its width; by count, the rest its shape
         shown = taken(shown, np.union1d(kept(shown.values, half), kept(shown.values, half, x)))
     good = np.isfinite(shown.values)
     odd = [None if ok else text.number(float(value)) for ok, value in zip(good, shown.values, strict=True)]
