@@ -108,6 +108,16 @@ def test_a_job_shows_curves_attempts_output_and_history(seed: Seed, bus_urls: Ma
     assert any("train.py --lr 0.1" in one for one in tables), "submission"
 
 
+def test_a_job_shows_the_runs_results(seed: Seed, bus_urls: Mapping[str, str], visit: Visit) -> None:
+    seed.summary(JOB, 2, test_loss=0.025123456, parameters=1_234_567, note=HOSTILE)
+    app = visit(bus_urls["dashboard"], "views/job.py", job=JOB)
+    assert not app.exception
+    (rows,) = [table.value.to_dict("records") for table in app.dataframe if "Summary" in table.value.columns]
+    found = {row["Summary"]: row["Value"] for row in rows}
+    assert (found["test_loss"], found["parameters"]) == ("0.02512", "1234567")
+    assert "\x1b" not in found["note"]
+
+
 def test_the_output_of_an_older_attempt_can_be_chosen(seed: Seed, bus_urls: Mapping[str, str], visit: Visit) -> None:
     app = visit(bus_urls["dashboard"], "views/job.py", job=JOB)
     app.segmented_control(key="output-of").set_value(1).run()

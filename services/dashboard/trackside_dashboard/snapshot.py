@@ -40,6 +40,7 @@ class JobView:
     lines: Mapping[str, Line] = field(default_factory=lambda: _NONE)
     tails: Mapping[int, str] = field(default_factory=lambda: _NONE)  # by attempt: the end of its output
     cut: frozenset[int] = frozenset()  # attempts whose output began before its tail
+    summary: Mapping[str, Any] = field(default_factory=lambda: _NONE)  # the run's results by name
     left_out: int = 0  # values of metrics beyond the number kept
     complete: bool = False  # all metrics written so far are in
     version: int = 0  # changes with anything above

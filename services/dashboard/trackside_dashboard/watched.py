@@ -119,6 +119,7 @@ class Watched:
             lines=MappingProxyType(series.columns.lines() if series is not None else {}),
             tails=MappingProxyType(tails),
             cut=frozenset(number for number, tail in self._tails.items() if tail.cut),
+            summary=MappingProxyType(dict(series.columns.summary) if series is not None else {}),
             left_out=series.columns.left_out if series is not None else 0,
             complete=complete,
             version=version,

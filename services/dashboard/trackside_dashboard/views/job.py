@@ -123,6 +123,7 @@ def curves(job_id: str) -> None:
             needle = st.text_input(
                 "Metric", key="metric", placeholder="Metric …", label_visibility="collapsed", width=200, max_chars=60
             )
+    results(view)
     names = [name for name in view.lines if (needle or "").lower() in name.lower()]
     if not names:
         st.caption("No metric yet. The script writes them with `run.log(loss=…)`.")
@@ -136,6 +137,20 @@ def curves(job_id: str) -> None:
         )
     if not view.complete:
         st.caption("Older points are still being read.")
+
+
+def results(view: JobView) -> None:
+    """What the script has told of the run as a whole."""
+    if not view.summary:
+        return
+    rows = [
+        {
+            "Summary": text.plain(name, 60),
+            "Value": text.number(value) if isinstance(value, float) else text.plain(value, 400),
+        }
+        for name, value in sorted(view.summary.items())
+    ]
+    st.dataframe(pd.DataFrame(rows), hide_index=True, placeholder="", key="summary", alt="The run's summary")
 
 
 def draw(job: Job, view: JobView, names: list[str], axis: charts.Axis, log: bool) -> None:
