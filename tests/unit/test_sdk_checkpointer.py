@@ -245,6 +245,16 @@ def test_a_new_part_is_not_silently_left_untrained(make_run: MakeRun) -> None:
         make_run(attempt=2).checkpointer(model=torch.nn.Linear(1, 1), ema=torch.nn.Linear(1, 1))
 
 
+def test_a_part_that_is_not_asked_for_any_more_is_told_not_to_be_restored(make_run: MakeRun) -> None:
+    run = make_run()
+    run.checkpointer(model=torch.nn.Linear(1, 1), ema=torch.nn.Linear(1, 1))
+    list(run.steps(2))
+    later = make_run(attempt=2)
+    later.checkpointer(model=torch.nn.Linear(1, 1))
+    (note,) = records(later, "note")
+    assert note["text"].startswith("step-00000002-a1 also has ema, which the checkpointer was not given")
+
+
 @pytest.mark.parametrize("version", ["1.13.1", "2.9.1+cu130"])
 def test_an_old_torch_is_refused_with_the_version_to_install(version: str) -> None:
     with pytest.raises(CheckpointError, match=r"torch >= 2\.10"):

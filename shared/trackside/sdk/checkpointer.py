@@ -263,15 +263,19 @@ class Checkpointer:
             self._note("none of the recorded checkpoints could be used: training starts from step 1")
 
     def _load(self, checkpoint: Checkpoint) -> None:
+        there = sorted(path.stem for path in checkpoint.path.glob("[!_]*.pt"))
         for name, part in self._parts.items():
-            path = checkpoint.path / f"{name}.pt"
-            if not path.is_file():
-                there = ", ".join(sorted(p.stem for p in checkpoint.path.glob("[!_]*.pt"))) or "no part"
+            if name not in there:
                 raise CheckpointError(
-                    f"{checkpoint.name} has no part {name!r} (it has {there}): "
+                    f"{checkpoint.name} has no part {name!r} (it has {', '.join(there) or 'no part'}): "
                     "pass the same parts to the checkpointer, or submit a new job"
                 )
-            torch_state.restore(part, torch_state.load(path))
+            torch_state.restore(part, torch_state.load(checkpoint.path / f"{name}.pt"))
+        unread = [name for name in there if name not in self._parts]
+        if unread:
+            self._note(
+                f"{checkpoint.name} also has {', '.join(unread)}, which the checkpointer was not given: not restored"
+            )
         self.extra = dict(torch_state.load(checkpoint.path / _EXTRA))
         self._rng = torch_state.load(checkpoint.path / _RNG)
         self.step = checkpoint.step
