@@ -45,7 +45,7 @@ def test_a_full_journal_stops_nothing_and_says_what_it_left_out(system: System, 
     first = int(begin.partition("from step ")[2].split()[0])
     series = list(system.series(job_id, "loss"))
     assert series[: first - 1] == list(range(1, first))
-    assert series[first - 1 : -1] == list(range(first, STEPS, 100))
+    assert series[first - 1 : -1] == list(range(first, STEPS, 101))
     assert series[-1] == STEPS
     assert end.startswith(f"{STEPS - len(series)} metrics records were left out")
 
