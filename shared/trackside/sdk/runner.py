@@ -166,9 +166,8 @@ def _write_end(run: Run, page: ControlPage, ended: Outcome) -> None:
     except Exception as error:  # noqa: BLE001 - after a GPU error the numbers still waiting there are gone
         with suppress(Exception):  # the script's own stderr may take nothing
             print(f"the last metrics were lost: {error}", file=sys.stderr)
-    page.phase = Phase.STARTING  # a loop that was left while something holds on to it has not said so, nor settled
     if ended.name not in LEAVES_AT_ONCE:
-        run.settle()
+        run.settle()  # a loop that was left while something holds on to it has not done so
     # Here too, and first: neither a full disk nor full memory takes the line.
     page.end = End(outcome=ended.name, bad_step=ended.bad_step, early=early)
     run.record(record)
