@@ -11,7 +11,7 @@ import threading
 from typing import Any
 
 from trackside.sdk.context import HELD_BACK
-from trackside.sdk.page import Command, ControlPage, Phase
+from trackside.sdk.page import Command, ControlPage
 from trackside.sdk.run import Run
 
 
@@ -60,7 +60,6 @@ class Hearing:
     def deafen(self) -> None:
         """Let no signal that this process handles cut short what is still to be told."""
         self.held = True
-        self._page.phase = Phase.SAVING  # what is asked from here on is not heard, and no signal is to say that it was
         for number in signal.valid_signals():
             if callable(signal.getsignal(number)):
                 _install(number, signal.SIG_IGN)

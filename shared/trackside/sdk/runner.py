@@ -49,6 +49,8 @@ def run_attempt(context: AttemptContext, *, forked: bool = True) -> int:
         hearing = Hearing(run, page)
         hearing.begin()
         ended = _to_the_end(context, run, hearing)
+        if os.getpid() == own:
+            page.phase = Phase.SAVING  # what is asked from here on is not heard, and no signal is to say that it was
         hearing.deafen()
         if os.getpid() == own:
             interpreter.flush_files()
